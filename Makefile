@@ -1,0 +1,31 @@
+# MarketFlow: `make help` lists the commands.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PARTS := libs/common libs/simulator libs/stack libs/operator ingestor aggregator strategy executor notifier loader
+
+.PHONY: help
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# The environment: remade when the lock or a part's pyproject changes.
+$(VENV)/.ready: requirements.lock $(PARTS:%=%/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit("MarketFlow needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12 ...") if not (3, 11) <= sys.version_info[:2] <= (3, 13) else None'
+	@echo "setting up $(VENV) (once, about a minute)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install -q --disable-pip-version-check uv
+	@$(BIN)/python -m uv pip install -q --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/python -m uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation $(PARTS:%=-e ./%)
+	@touch $@
+
+.PHONY: setup
+setup: $(VENV)/.ready ## Make the virtual environment
+
+.PHONY: lock
+lock: ## Resolve requirements.lock anew
+	$(BIN)/python -m uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--group dev --group warehouse $(PARTS:%=%/pyproject.toml) --extra terraform \
+		-o requirements.lock --no-emit-package marketflow-common --no-emit-package marketflow-stack \
+		--custom-compile-command "make lock"

@@ -1,0 +1,1 @@
+"""Turns signals into orders whose outcome is never guessed, on order_events."""

@@ -1,0 +1,1 @@
+"""What at least two MarketFlow services need: events, codec, settings, the Kafka loops."""

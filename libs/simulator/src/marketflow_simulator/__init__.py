@@ -1,0 +1,1 @@
+"""A Binance that runs on a laptop, with a ledger and faults on demand."""

@@ -1,0 +1,1 @@
+"""Lands every record of the four topics in Snowflake exactly once."""

@@ -1,0 +1,1 @@
+"""Tells people on Telegram and Discord what happened."""

@@ -1,0 +1,1 @@
+"""Turns candles of ohlcv_agg into signals on trading_signals."""
