@@ -1,1 +1,4 @@
-"""What at least two MarketFlow services need: events, codec, settings, the Kafka loops."""
+"""What at least two MarketFlow services need: events, codec, topics, settings, metrics, the Kafka loops.
+
+Holds no knowledge of any one service, and does no I/O at import.
+"""

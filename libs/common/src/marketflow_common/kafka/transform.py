@@ -1,0 +1,311 @@
+"""Topic to topic, exactly once: a partition is a lane with its own state and its own transactional producer.
+
+Output and input position are committed in one transaction. Must never let state run ahead of what is
+committed: on any error the lane is thrown away and opened again from Kafka, by the same code as at start.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from .. import logs, metrics
+from ..events import Event
+from ..health import Health
+from ..settings import KafkaSettings
+from . import client
+from .client import Committed, FatalKafkaError, Fenced, Record
+
+__all__ = ["Lane", "Transform"]
+
+_log = logs.get("transform")
+IDLE_COMMIT_SECONDS = 5.0
+"""A position that moved without any output is committed this often, so that a restart reads little again."""
+RETRY_SECONDS = 0.5
+LAG_SECONDS = 5.0
+_GROUP_MOVED_ON = (
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.REBALANCE_IN_PROGRESS,
+)
+
+
+class Lane(Protocol):
+    """The state of one partition. A new one is made at every assignment and after every error.
+
+    Order of calls: ``restore_output`` for each record of the own output from mark ``out_from`` on;
+    ``restore_input`` for each record of the input from mark ``in_from`` up to the committed offset; then
+    ``process`` and ``position`` in turn, and ``delivered`` once a transaction has committed.
+    """
+
+    def restore_output(self, record: Record) -> None:
+        """A record that this partition's lane has published before."""
+
+    def restore_input(self, record: Record) -> None:
+        """A record before the committed position, whose output has been published."""
+
+    def process(self, records: Sequence[Record]) -> list[Event]:
+        """Take records in, in order; return what is to be published, in order."""
+
+    def position(self, next_offset: int) -> Committed:
+        """What to commit when everything before ``next_offset`` was processed.
+
+        Marks: ``in_from``, lowest input offset needed to restore (at most the committed offset); ``out_from``,
+        lowest output offset needed.
+        """
+
+    def delivered(self, offsets: Sequence[int]) -> None:
+        """Offsets that the last outputs have got, in the order in which they were returned."""
+
+
+@dataclass
+class _Open:
+    """A lane at work, or (``lane is None``) one that waits to be opened again."""
+
+    producer: Producer | None
+    lane: Lane | None
+    committed: Committed
+    retry_at: float = 0.0
+    last_commit: float = 0.0
+
+
+class Transform:
+    """Runs lanes over the partitions that the consumer group gives to this process."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        service: str,
+        source: str,
+        target: str,
+        make_lane: Callable[[int, int], Lane],
+        health: Health,
+        *,
+        batch: int = 2_000,
+        step: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        """``make_lane(partition, output_end)`` makes an empty lane; ``output_end`` is the end of its output as of now.
+
+        ``step`` is told the name of each step (consumed, processed, produced, offsets_sent, committed), so that a
+        test can die there.
+        """
+        self._kafka, self._service, self._health = kafka, service, health
+        self._source, self._target, self._make_lane = source, target, make_lane
+        self._in_topic, self._out_topic = kafka.topic(source), kafka.topic(target)
+        self._batch, self._step = batch, step
+        self._lanes: dict[int, _Open] = {}
+        self._consumer: Consumer | None = None
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until ``stop``. Raises Fenced or FatalKafkaError when this process must leave."""
+        client.partition_count(self._kafka, self._source, self._target)
+        self._consumer = consumer = client.consumer(self._kafka, self._service)
+        failure: list[BaseException] = []
+
+        def guarded(
+            action: Callable[[list[TopicPartition]], None],
+        ) -> Callable[[Consumer, list[TopicPartition]], None]:
+            # An exception in a rebalance callback would surface as an opaque error; keep it and raise it ourselves.
+            def callback(_: Consumer, partitions: list[TopicPartition]) -> None:
+                try:
+                    action(partitions)
+                except BaseException as error:  # noqa: BLE001
+                    failure.append(error)
+
+            return callback
+
+        consumer.subscribe(
+            [self._in_topic],
+            on_assign=guarded(self._assigned),
+            on_revoke=guarded(self._revoked),
+            on_lost=guarded(self._revoked),
+        )
+        next_lag = 0.0
+        try:
+            while not stop.is_set():
+                messages = self._poll(consumer)
+                if failure:
+                    raise failure[0]
+                self._health.beat()
+                for partition, batch in self._by_partition(messages).items():
+                    self._work(partition, batch)
+                now = time.monotonic()
+                for partition, open_ in list(self._lanes.items()):
+                    if open_.lane is None and now >= open_.retry_at:
+                        self._reopen(partition)
+                if now >= next_lag:
+                    self._report_lag(consumer)
+                    next_lag = now + LAG_SECONDS
+        finally:
+            self._health.ready(False, "stopping")
+            consumer.close()
+            self._lanes.clear()
+
+    # --- assignment ----------------------------------------------------------------------------------
+
+    def _assigned(self, partitions: list[TopicPartition]) -> None:
+        assert self._consumer is not None
+        # Nothing is fetched before the lanes are open: where to start is not known until then.
+        starts = [(p, self._open(p.partition)) for p in partitions]
+        self._consumer.assign([TopicPartition(p.topic, p.partition, start or 0) for p, start in starts])
+        broken = [p for p, start in starts if start is None]
+        if broken:
+            self._consumer.pause(broken)
+        metrics.OWNED_PARTITIONS.set(len(self._lanes))
+        self._health.detail(partitions=sorted(self._lanes))
+        self._health.ready(True)
+        _log.info("assigned", topic=self._in_topic, partitions=sorted(p.partition for p in partitions))
+
+    def _revoked(self, partitions: list[TopicPartition]) -> None:
+        # Between two polls no transaction is open, so there is nothing to flush; lost or revoked, state is dropped.
+        for p in partitions:
+            self._lanes.pop(p.partition, None)
+            metrics.LAG.remove(self._source, str(p.partition))
+        metrics.OWNED_PARTITIONS.set(len(self._lanes))
+        self._health.detail(partitions=sorted(self._lanes))
+        _log.info("revoked", topic=self._in_topic, partitions=sorted(p.partition for p in partitions))
+
+    def _open(self, partition: int) -> int | None:
+        """Bring a lane to what is committed: fence, position, own output, input before the position.
+
+        Returns the offset to go on from, or None when the broker would not (it is tried again later).
+        """
+        assert self._consumer is not None
+        consumer = self._consumer
+        try:
+            producer = client.producer(self._kafka, f"{self._service}-{partition}")
+            # Returns only after the predecessor's transaction is decided, in output and offsets alike.
+            producer.init_transactions(self._kafka.transaction_timeout_ms / 1000 + client.TIMEOUT)
+            position = client.committed(consumer, self._in_topic, partition)
+            _, out_end = client.watermarks(consumer, self._out_topic, partition)
+            lane = self._make_lane(partition, out_end)
+            beat = self._health.beat
+            if "out_from" in position.marks:
+                for record in client.read_range(self._kafka, self._target, partition, position.marks["out_from"], beat):
+                    lane.restore_output(record)
+            start = position.offset
+            if start < 0:
+                start, _ = client.watermarks(consumer, self._in_topic, partition)
+            in_from = position.marks.get("in_from", start)
+            if in_from < start:
+                for record in client.read_range(self._kafka, self._source, partition, in_from, beat, end=start):
+                    lane.restore_input(record)
+        except KafkaException as error:
+            self._broken(partition, error)
+            return None
+        self._lanes[partition] = _Open(producer, lane, position, last_commit=time.monotonic())
+        _log.info(
+            "lane_opened",
+            partition=partition,
+            offset=start,
+            in_from=in_from,
+            out_from=position.marks.get("out_from"),
+        )
+        return start
+
+    def _reopen(self, partition: int) -> None:
+        assert self._consumer is not None
+        start = self._open(partition)
+        if start is not None:
+            here = TopicPartition(self._in_topic, partition, start)
+            self._consumer.seek(here)
+            self._consumer.resume([here])
+
+    def _broken(self, partition: int, error: KafkaException) -> None:
+        """Drop lane and producer (a late EndTxn of it could hit the next transaction) and open again soon."""
+        assert self._consumer is not None
+        reason: KafkaError = error.args[0]
+        if client.is_fenced(error):
+            raise Fenced(f"{self._service}-{partition}: {reason.str()}") from error
+        metrics.REOPENED.labels(self._source).inc()
+        _log.warning("lane_broken", partition=partition, detail=reason.str(), effect="put back to what is committed")
+        if any(p.partition == partition for p in self._consumer.assignment()):
+            self._consumer.pause([TopicPartition(self._in_topic, partition)])
+        # The group has moved on without this member: opening at once would fence the rightful owner, so the news
+        # of the rebalance gets time to arrive.
+        wait = self._kafka.session_timeout_ms / 1000 if reason.code() in _GROUP_MOVED_ON else RETRY_SECONDS
+        self._lanes[partition] = _Open(None, None, Committed(-1, {}), time.monotonic() + wait)
+
+    # --- work ----------------------------------------------------------------------------------------
+
+    def _poll(self, consumer: Consumer) -> list[Message]:
+        # consume() waits until it has all it asked for or the time is over, so it is asked only for what is there.
+        first = consumer.poll(0.1)
+        if first is None:
+            return []
+        messages = [first, *consumer.consume(self._batch - 1, 0)] if self._batch > 1 else [first]
+        self._step("consumed")
+        return messages
+
+    def _by_partition(self, messages: list[Message]) -> dict[int, list[Message]]:
+        batches: dict[int, list[Message]] = {}
+        for message in messages:
+            error = message.error()
+            if error is None:
+                partition = message.partition()
+                assert partition is not None
+                batches.setdefault(partition, []).append(message)
+            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+                raise client.PositionLost(f"{error.str()}; nothing was reset")
+            elif error.code() == KafkaError._MAX_POLL_EXCEEDED:
+                _log.warning("too_slow", detail=error.str())
+            elif error.fatal():
+                raise FatalKafkaError(error.str())
+            else:
+                _log.warning("consume_error", detail=error.str())
+        return batches
+
+    def _work(self, partition: int, batch: list[Message]) -> None:
+        open_ = self._lanes.get(partition)
+        if open_ is None or open_.lane is None or open_.producer is None:
+            return
+        lane, producer = open_.lane, open_.producer
+        outputs = lane.process(list(client.records_of(batch, self._source)))
+        metrics.MESSAGES_IN.labels(self._source).inc(len(batch))
+        self._step("processed")
+        last = batch[-1].offset()
+        assert last is not None
+        position = lane.position(last + 1)
+        now = time.monotonic()
+        if not outputs and (position == open_.committed or now - open_.last_commit < IDLE_COMMIT_SECONDS):
+            return
+        offsets: list[int] = []
+
+        def on_delivery(error: KafkaError | None, message: Message) -> None:
+            if error is None:
+                offsets.append(message.offset() or 0)
+
+        try:
+            producer.begin_transaction()
+            for event in outputs:
+                client.send(producer, self._out_topic, partition, event, on_delivery)
+            self._step("produced")
+            assert self._consumer is not None
+            producer.send_offsets_to_transaction(
+                [client.position(self._in_topic, partition, position.offset, position.marks)],
+                self._consumer.consumer_group_metadata(),
+                client.TIMEOUT,
+            )
+            self._step("offsets_sent")
+            producer.commit_transaction(self._kafka.transaction_timeout_ms / 1000)
+        except KafkaException as error:
+            self._broken(partition, error)
+            return
+        self._step("committed")
+        lane.delivered(offsets)
+        open_.committed, open_.last_commit = position, time.monotonic()
+        metrics.MESSAGES_OUT.labels(self._target).inc(len(outputs))
+        metrics.TRANSACTION_SECONDS.labels(self._target).observe(open_.last_commit - now)
+
+    def _report_lag(self, consumer: Consumer) -> None:
+        for partition in self._lanes:
+            here = TopicPartition(self._in_topic, partition)
+            _, high = consumer.get_watermark_offsets(here, cached=True)
+            at = consumer.position([here])[0].offset
+            if high >= 0 and at >= 0:
+                metrics.LAG.labels(self._source, str(partition)).set(max(0, high - at))

@@ -1,0 +1,145 @@
+"""Settings from the environment, one prefix (``MARKETFLOW_``), every field with a default or a clear error.
+
+Must never read a file or hold a secret in plain text where it could be printed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+__all__ = ["CommaList", "InvalidSettings", "KafkaSettings", "ServiceSettings", "describe", "load", "prefix"]
+
+PREFIX = "MARKETFLOW_"
+CommaList = Annotated[tuple[str, ...], NoDecode]
+"""A list in one variable, separated by commas; the model needs a validator that splits (see split_commas)."""
+S = TypeVar("S", bound=BaseSettings)
+
+
+class InvalidSettings(ValueError):
+    """One or more settings are wrong; the text has a line for each, with the variable's name and the remedy."""
+
+
+def prefix(part: str) -> SettingsConfigDict:
+    """pydantic configuration of the settings of one part: ``MARKETFLOW_<PART>_<FIELD>``."""
+    return SettingsConfigDict(env_prefix=f"{PREFIX}{part}_", extra="ignore", frozen=True, validate_default=True)
+
+
+class KafkaSettings(BaseSettings):
+    """How to reach Kafka."""
+
+    model_config = prefix("KAFKA")
+
+    bootstrap_servers: str = Field("127.0.0.1:9092", description="host:port of one or more brokers")
+    topic_prefix: str = Field(
+        "",
+        pattern=r"^[a-zA-Z0-9._-]*$",
+        description="put before topic, group and transaction names; for shared clusters",
+    )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
+    )
+    sasl_mechanism: str = Field("", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; needed with SASL_*")
+    sasl_username: str = Field("", description="user name for SASL")
+    sasl_password: SecretStr = Field(SecretStr(""), description="password for SASL")
+    ssl_ca_location: str = Field("", description="file of the certificate authority; empty: the system's")
+    session_timeout_ms: int = Field(
+        6_000, ge=1_000, description="after this long without a heartbeat a member's partitions go to another"
+    )
+    transaction_timeout_ms: int = Field(
+        10_000, ge=1_000, description="after this long the broker aborts a transaction that nobody ended"
+    )
+
+    def topic(self, name: str) -> str:
+        """Name of a topic, group or transactional id in this cluster."""
+        return self.topic_prefix + name
+
+
+class _LogSettings(BaseSettings):
+    model_config = prefix("LOG")
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severity that is logged")
+    format: Literal["json", "text"] = Field("json", description="json: one object a line; text: for reading")
+
+
+class ServiceSettings(BaseSettings):
+    """What every service has. A service's own class adds its fields and its prefix."""
+
+    http_host: str = Field("127.0.0.1", description="address of /metrics, /healthz and /readyz")
+    http_port: int = Field(0, ge=0, le=65535, description="port of /metrics, /healthz and /readyz; 0: any free one")
+    kafka: KafkaSettings = Field(default_factory=lambda: KafkaSettings())
+    log: _LogSettings = Field(default_factory=lambda: _LogSettings())
+
+
+def split_commas(value: Any) -> Any:
+    """Validator (mode="before") for CommaList: ``"a, b"`` to ``("a", "b")``."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def load(kind: type[S]) -> S:
+    """Read settings of a kind from the environment. Raises InvalidSettings, naming every wrong variable."""
+    problems = _unknown(kind, os.environ)
+    try:
+        settings = kind()
+    except ValidationError as error:
+        start = str(kind.model_config.get("env_prefix", ""))
+        problems += [_problem(start, dict(detail)) for detail in error.errors()]
+        raise InvalidSettings("\n".join(problems)) from None
+    if problems:
+        raise InvalidSettings("\n".join(problems))
+    return settings
+
+
+def describe(kind: type[BaseSettings]) -> list[tuple[str, str, str]]:
+    """Name, default and meaning of every variable of a kind, nested kinds last."""
+    rows, nested = [], []
+    for name, field in kind.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseSettings):
+            nested += describe(annotation)
+            continue
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, SecretStr):
+            default = default.get_secret_value()
+        if isinstance(default, tuple):
+            default = ",".join(map(str, default))
+        required = field.is_required()
+        rows.append(
+            (
+                f"{kind.model_config.get('env_prefix', '')}{name}".upper(),
+                "(required)" if required else "" if default is None else str(default),
+                field.description or "",
+            )
+        )
+    return rows + nested
+
+
+def _unknown(kind: type[BaseSettings], environ: Mapping[str, str]) -> list[str]:
+    """A misspelt variable must not be silently without effect."""
+    known = [name for name, _, _ in describe(kind)]
+    prefixes = {str(kind.model_config.get("env_prefix", ""))} | {"_".join(n.split("_")[:2]) + "_" for n in known}
+    problems = []
+    for name in environ:
+        if name in known or not any(name.startswith(p) for p in prefixes):
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; --help lists the settings"
+        problems.append(f"{name}: there is no such setting{hint}")
+    return problems
+
+
+def _problem(start: str, detail: dict[str, Any]) -> str:
+    where = "_".join(str(part) for part in detail["loc"]).upper()
+    got = "" if detail["type"] == "missing" else f" (got {detail.get('input')!r})"
+    message = "is not set and has no default" if detail["type"] == "missing" else detail["msg"]
+    name = where if where.startswith(PREFIX) else f"{start}{where}"
+    if any(word in name for word in ("SECRET", "TOKEN", "PASSWORD", "KEY")):
+        got = ""
+    return f"{name}: {message}{got}; --help lists the settings"
