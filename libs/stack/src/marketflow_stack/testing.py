@@ -1,0 +1,221 @@
+"""pytest plugin: one real Kafka broker per run, topics of their own for each test, and helpers that wait.
+
+The root conftest.py loads it. All xdist workers of a run share the broker; a keeper process outside of the
+workers owns it, and ends it when the last worker has gone, however it went.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from marketflow_stack.errors import StackError
+from marketflow_stack.kafka import tail
+from marketflow_stack.processes import ProcessId
+from marketflow_stack.processes import free_port as free_port
+from marketflow_stack.topics import TopicSpec, ensure_topics, read_terraform
+
+BOOTSTRAP_VARIABLE = "MARKETFLOW_TEST_BOOTSTRAP"  # use this broker instead of starting one
+_RUN_VARIABLE = "MARKETFLOW_TEST_RUN"  # the folder that the processes of one pytest run share
+_KEEPER_DEADLINE = 90  # seconds for jars, format and start on a busy machine; measured: 5
+
+T = TypeVar("T")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        return  # an xdist worker inherits the controller's folder by the environment
+    run = Path(tempfile.gettempdir()) / f"marketflow-test-{os.getpid()}-{secrets.token_hex(4)}"
+    os.environ[_RUN_VARIABLE] = str(run)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        return
+    run = Path(os.environ.pop(_RUN_VARIABLE, "/nonexistent"))
+    keeper = _keeper(run)
+    # No user is left now, so the keeper is stopping the broker: the run ends when it has.
+    if keeper is not None and not keeper.wait(30):
+        raise RuntimeError(f"the broker's keeper (pid {keeper.pid}) did not end; see {run / 'keeper.log'}")
+    shutil.rmtree(run, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Broker:
+    """A running broker, `bootstrap` as HOST:PORT."""
+
+    bootstrap: str
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Broker]:
+    """The run's Kafka broker; tests must not stop it (use KafkaBroker for one to break)."""
+    given = os.environ.get(BOOTSTRAP_VARIABLE)
+    if given:
+        yield Broker(given)
+        return
+    run = Path(os.environ[_RUN_VARIABLE])
+    run.mkdir(exist_ok=True)
+    # A shared lock means "I use the broker". The kernel gives it up when this process dies, in any way; the
+    # keeper waits for the exclusive lock, which it gets when nobody is left.
+    with (run / "users.lock").open("w") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        yield Broker(_bootstrap(run))
+
+
+def _bootstrap(run: Path) -> str:
+    with (run / "start.lock").open("w") as start:
+        fcntl.flock(start, fcntl.LOCK_EX)
+        address = run / "bootstrap"
+        keeper = _keeper(run)
+        if keeper is not None and address.exists():
+            return address.read_text()
+        for name in ("bootstrap", "failure", "keeper.pid"):
+            (run / name).unlink(missing_ok=True)
+        # Not a Popen, which would complain at its end that the keeper, as it should, is still running.
+        log = os.open(run / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-m", "marketflow_stack.keeper", str(run)],
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)],
+            setsid=True,
+        )
+        os.close(log)
+        deadline = time.monotonic() + _KEEPER_DEADLINE
+        while not address.exists():
+            if ProcessId.of(pid) is None or time.monotonic() > deadline:
+                failure = run / "failure"
+                reason = failure.read_text() if failure.exists() else tail(run / "keeper.log")
+                raise StackError(f"the tests' Kafka broker did not start: {reason}", "")
+            time.sleep(0.05)
+        return address.read_text()
+
+
+def _keeper(run: Path) -> ProcessId | None:
+    try:
+        return ProcessId.of(int((run / "keeper.pid").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """Unique to the test: put it before names of topics, groups and transactional ids."""
+    return f"t{secrets.token_hex(4)}-"
+
+
+@dataclass(frozen=True)
+class CreatedTopics:
+    """The four topics under a test's own prefix; `topics["ohlcv_raw"]` is the whole name."""
+
+    bootstrap: str
+    prefix: str
+    specs: tuple[TopicSpec, ...]
+
+    def __getitem__(self, name: str) -> str:
+        if name not in {spec.name for spec in self.specs}:
+            raise KeyError(name)
+        return self.prefix + name
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        return {spec.name: self.prefix + spec.name for spec in self.specs}
+
+
+@pytest.fixture
+def topics(broker: Broker, topic_prefix: str, topics_file: Path) -> Iterator[CreatedTopics]:
+    """The four topics as infra/kafka-topics.tf declares them, for this test alone."""
+    specs = tuple(read_terraform(topics_file))
+    ensure_topics(broker.bootstrap, specs, prefix=topic_prefix)
+    yield CreatedTopics(broker.bootstrap, topic_prefix, specs)
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 0})
+    for name, future in admin.delete_topics([topic_prefix + spec.name for spec in specs]).items():
+        try:
+            future.result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise RuntimeError(f"cannot delete {name}") from error
+
+
+@pytest.fixture(scope="session")
+def topics_file(pytestconfig: pytest.Config) -> Path:
+    """infra/kafka-topics.tf of this checkout."""
+    return pytestconfig.rootpath / "infra" / "kafka-topics.tf"
+
+
+def eventually(check: Callable[[], T], timeout: float = 30, interval: float = 0.05) -> T:
+    """Ask until `check` returns something true, and return that; an AssertionError in it counts as "not yet".
+
+    After `timeout` seconds it raises AssertionError with what the last try said. In a coroutine:
+    `await asyncio.to_thread(eventually, check)`.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        outcome, result = _attempt(check)
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout:g} s: {outcome}")
+        time.sleep(interval)
+
+
+def _attempt(check: Callable[[], T]) -> tuple[str, T | None]:
+    try:
+        result = check()
+    except AssertionError as error:
+        return str(error), None
+    return f"the last answer was {result!r}", result
+
+
+def read_all(bootstrap: str, topic: str, isolation: str = "read_committed", timeout: float = 30) -> list[Message]:
+    """Every record of a topic up to its end at this moment, by partition and offset.
+
+    The end of a `read_committed` reader is the last stable offset: it stands before an open transaction.
+    Raises AssertionError if the end is not reached within `timeout` seconds.
+    """
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": "read-all",  # demanded by the client; nothing is ever committed
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "isolation.level": isolation,
+            "fetch.wait.max.ms": 50,
+        }
+    )
+    try:
+        found = consumer.list_topics(topic, timeout=10).topics[topic]
+        if found.error is not None:
+            raise KafkaException(found.error)
+        waiting = set(found.partitions)
+        consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in waiting])
+        records: list[Message] = []
+        deadline = time.monotonic() + timeout
+        while waiting:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"the end of {topic} was not reached within {timeout:g} s in {waiting}")
+            for message in consumer.consume(10_000, timeout=0.2):
+                error = message.error()
+                if error is None:
+                    records.append(message)
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    waiting.discard(message.partition())
+                else:
+                    raise KafkaException(error)
+    finally:
+        consumer.close()
+    return sorted(records, key=lambda message: (message.partition(), message.offset()))

@@ -1,0 +1,128 @@
+"""What is missing on the machine is said in one line with its remedy; jars appear whole or not at all."""
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from marketflow_stack import kafka
+from marketflow_stack.errors import StackError
+from marketflow_stack.kafka import find_java, java_version, kafka_jars, server_properties
+
+
+def program(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.fixture
+def bin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An otherwise empty PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        ('openjdk version "17.0.15" 2025-04-15', 17),
+        ('java version "1.8.0_402"', 8),
+        ('openjdk version "21" 2023-09-19', 21),
+        ('openjdk version "25-ea" 2025-09-16', 25),
+        ("command not found", None),
+    ],
+)
+def test_the_major_version_of_java_is_read_from_what_it_says(said: str, version: int | None) -> None:
+    assert java_version(said) == version
+
+
+def test_a_machine_without_java_is_told_what_to_install(bin_folder: Path) -> None:
+    with pytest.raises(StackError, match=r"no `java` on the PATH; install Java 17 or newer"):
+        find_java()
+
+
+def test_an_old_java_is_named_with_its_version(bin_folder: Path) -> None:
+    program(bin_folder, "java", "echo 'openjdk version \"11.0.2\" 2019-01-15' >&2")
+    with pytest.raises(StackError, match=r"bin/java is Java 11, Kafka 4\.1\.1 needs 17"):
+        find_java()
+
+
+def test_a_java_that_names_no_version_is_quoted(bin_folder: Path) -> None:
+    program(bin_folder, "java", "echo 'no runtime present' >&2")
+    with pytest.raises(StackError, match="says 'no runtime present', which names no version"):
+        find_java()
+
+
+def test_a_wrong_java_home_is_named(bin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAVA_HOME", "/nowhere")
+    with pytest.raises(StackError, match=r"JAVA_HOME is /nowhere, but there is no /nowhere/bin/java"):
+        find_java()
+
+
+def test_java_home_comes_before_the_path(bin_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(bin_folder, "java", "echo 'openjdk version \"11\"' >&2")
+    home = tmp_path / "jdk"
+    home.mkdir()
+    program(home / "bin", "java", "echo 'openjdk version \"21\"' >&2")
+    monkeypatch.setenv("JAVA_HOME", str(home))
+    assert find_java() == home / "bin" / "java"
+
+
+def test_without_maven_the_missing_jars_are_explained(bin_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(StackError, match=r"no `mvn` on the PATH.*; install Maven"):
+        kafka_jars(tmp_path / "cache")
+
+
+def test_without_a_network_maven_is_quoted_in_one_line_and_nothing_is_left(bin_folder: Path, tmp_path: Path) -> None:
+    program(bin_folder, "mvn", "echo '[INFO] x'; echo '[ERROR] repo.maven.apache.org: Name not known'; exit 1")
+    with pytest.raises(StackError, match=r"Maven could not get Kafka 4\.1\.1: repo.*Name not known; connect") as caught:
+        kafka_jars(tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["kafka-4.1.1.lock"]
+
+
+COPY = (
+    'for a in "$@"; do case "$a" in -DoutputDirectory=*) out="${a#*=}";; esac; done\n'
+    '/bin/mkdir -p "$out"; echo run >> "$0.runs"\n'
+    "for jar in kafka_2.13-4.1.1 kafka-tools-4.1.1 slf4j-simple-1.7.36; do /bin/sleep 0.1; : > $out/$jar.jar; done"
+)
+
+
+def test_two_runs_at_once_download_once(bin_folder: Path, tmp_path: Path) -> None:
+    program(bin_folder, "mvn", COPY)
+    script = "import sys; from marketflow_stack.kafka import kafka_jars; from pathlib import Path; "
+    command = [sys.executable, "-c", f"{script}print(kafka_jars(Path(sys.argv[1])))", str(tmp_path / "cache")]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    told = {run.communicate()[0].strip() for run in runs}
+    assert [run.returncode for run in runs] == [0, 0, 0]
+    assert told == {str(tmp_path / "cache" / "kafka-4.1.1")}
+    assert (bin_folder / "mvn.runs").read_text() == "run\n"
+
+
+def test_a_folder_that_lost_a_jar_is_fetched_again_and_a_whole_one_is_not(bin_folder: Path, tmp_path: Path) -> None:
+    program(bin_folder, "mvn", COPY)
+    jars = kafka_jars(tmp_path / "cache")
+    (jars / "kafka-tools-4.1.1.jar").unlink()
+    kafka_jars(tmp_path / "cache")
+    assert (jars / "kafka-tools-4.1.1.jar").exists()
+    kafka_jars(tmp_path / "cache")
+    assert (bin_folder / "mvn.runs").read_text() == "run\nrun\n"
+
+
+def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert kafka.cache_directory() == tmp_path / "marketflow"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/ignored")
+    assert kafka.cache_directory() == Path.home() / ".cache" / "marketflow"
+
+
+def test_the_broker_listens_on_this_machine_only_and_makes_no_topic_by_itself(tmp_path: Path) -> None:
+    text = server_properties(tmp_path, 9092, 9093)
+    assert "listeners=PLAINTEXT://127.0.0.1:9092,CONTROLLER://127.0.0.1:9093\n" in text
+    assert "auto.create.topics.enable=false\n" in text
