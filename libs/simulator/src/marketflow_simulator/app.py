@@ -1,0 +1,138 @@
+"""Wires the simulator together: settings in, a running server out. The only place where parts meet."""
+
+import asyncio
+import contextlib
+import errno
+import signal
+
+from aiohttp import web
+
+from marketflow_simulator.capture import CaptureError, load
+from marketflow_simulator.control import Control
+from marketflow_simulator.faults import Faults
+from marketflow_simulator.gate import Gate
+from marketflow_simulator.klines import MINUTE_US
+from marketflow_simulator.logs import log
+from marketflow_simulator.market import Market
+from marketflow_simulator.pump import Pump
+from marketflow_simulator.rest import PublicApi
+from marketflow_simulator.settings import Settings
+from marketflow_simulator.streams import Hub
+from marketflow_simulator.symbols import spec_of
+from marketflow_simulator.synthetic import SyntheticTape
+
+
+class StartError(Exception):
+    """The simulator cannot start; the message is one line for the operator."""
+
+
+def build_market(settings: Settings) -> Market:
+    """The market that the settings ask for; StartError if there is none."""
+    if settings.replay is None:
+        specs = [spec_of(symbol) for symbol in settings.symbols]
+        tapes = [(s, SyntheticTape(s, settings.seed, settings.start_us, settings.minutes)) for s in specs]
+        end_us = settings.start_us + settings.minutes * MINUTE_US if settings.minutes else None
+        return Market(tapes, settings.start_us, end_us)
+    only = settings.symbols if "symbols" in settings.model_fields_set else ()
+    try:
+        recording = load(settings.replay, only)
+    except CaptureError as error:
+        raise StartError(str(error)) from error
+    log(
+        "recording_read",
+        path=settings.replay,
+        trades={tape.symbol: tape.size for tape in recording.tapes},
+        ignored=dict(recording.ignored),
+        repeated=recording.repeated,
+    )
+    start_us = min(tape.first_at_us for tape in recording.tapes)
+    return Market(list(zip(recording.specs, recording.tapes, strict=True)), start_us)
+
+
+class Simulator:
+    """One exchange. `start` opens the port, `stop` closes everything."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.faults = Faults()
+        self.market = build_market(settings)
+        self.hub = Hub(self.market, self.faults)
+        self.market.listeners.append(self.hub)
+        self.pump = Pump(self.market, self.hub, settings.speed)
+        self.gate = Gate(self.faults, settings.weight_limit)
+        self.public = PublicApi(self.market, self.faults, self.gate, settings.weight_limit)
+        seed = settings.seed if settings.replay is None else None
+        self.control = Control(self.market, self.hub, self.pump, self.faults, seed)
+        self._runner: web.AppRunner | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.port = settings.port
+
+    async def start(self) -> None:
+        """Open the port and, unless told otherwise, start the market; StartError if the port is taken."""
+        app = web.Application(client_max_size=1 << 20)
+        app.add_routes(self.public.routes())
+        app.add_routes(self.control.routes())
+        app.add_routes(
+            [web.get(path, self.hub.serve) for path in ("/ws", "/ws/", "/ws/{streams:.+}", "/stream", "/stream/")]
+        )
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        await self._runner.setup()
+        settings = self._settings
+        try:
+            await web.TCPSite(self._runner, settings.host, settings.port).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            taken = error.errno == errno.EADDRINUSE
+            remedy = "; stop who holds it or choose another with MARKETFLOW_SIMULATOR_PORT" if taken else ""
+            reason = "the port is taken" if taken else error.strerror
+            raise StartError(f"cannot listen on {settings.host}:{settings.port}: {reason}{remedy}") from error
+        self.port = self._runner.addresses[0][1]
+        log(
+            "listening",
+            url=f"http://{settings.host}:{self.port}",
+            symbols=list(self.market.symbols),
+            synthetic=settings.replay is None,
+            autostart=settings.autostart,
+        )
+        if settings.autostart:
+            self.pump.started.set()
+        self._tasks = [asyncio.create_task(self.pump.run()), asyncio.create_task(self.pump.ping())]
+
+    async def stop(self) -> None:
+        """Cut the sockets, close the port."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in list(self.hub.connections):
+            connection.transport.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        log("stopped", market_time_us=self.market.time_us)
+
+    async def wait(self) -> None:
+        """Run until a task fails; the end of the market is no failure."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+
+
+async def run(settings: Settings) -> None:
+    """Run the simulator until SIGTERM or SIGINT; StartError if it cannot start."""
+    simulator = Simulator(settings)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await simulator.start()
+    try:
+        stopped = asyncio.create_task(stop.wait())
+        working = asyncio.create_task(simulator.wait())
+        await asyncio.wait({stopped, working}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if working.done():
+            working.result()
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
+    finally:
+        await simulator.stop()

@@ -1,0 +1,142 @@
+"""The simulator's own endpoints under /sim: its state, the whole truth about its market, and faults."""
+
+import time
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from marketflow_simulator.amounts import text8
+from marketflow_simulator.errors import ApiError
+from marketflow_simulator.faults import Fault, FaultError, Faults
+from marketflow_simulator.klines import INTERVALS, MINUTE_US, rest_row
+from marketflow_simulator.market import Market
+from marketflow_simulator.params import Params
+from marketflow_simulator.pump import Pump
+from marketflow_simulator.rest import find_symbol, klines_between
+from marketflow_simulator.streams import Hub
+
+_MAX_TRADES = 50_000
+
+
+class Control:
+    """Handlers of /sim. They cost no weight, need no key and are hit by no fault."""
+
+    def __init__(self, market: Market, hub: Hub, pump: Pump, faults: Faults, seed: int | None) -> None:
+        self._market = market
+        self._hub = hub
+        self._pump = pump
+        self._faults = faults
+        self._seed = seed
+        self._since = time.monotonic()
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/sim/health", self.health),
+            web.get("/sim/market", self.market),
+            web.post("/sim/market/start", self.start),
+            web.get("/sim/trades", self.trades),
+            web.get("/sim/klines", self.klines),
+            web.get("/sim/faults", self.faults),
+            web.post("/sim/faults", self.add_fault),
+            web.delete("/sim/faults", self.clear_faults),
+        ]
+
+    async def health(self, request: web.Request) -> web.Response:
+        return answer({"ok": True, "uptime_seconds": round(time.monotonic() - self._since, 3)})
+
+    async def market(self, request: web.Request) -> web.Response:
+        symbols = {}
+        for name, symbol in self._market.symbols.items():
+            first, last = symbol.first, symbol.last
+            happened = symbol.published > 0
+            symbols[name] = {
+                "first_trade_id": first.id if first else None,
+                "last_trade_id": last.id if last and happened else None,
+                "first_time_us": first.time_us if first else None,
+                "last_time_us": last.time_us if last and happened else None,
+                "published": symbol.published,
+            }
+        return answer(
+            {
+                "running": self._pump.running,
+                "ended": self._market.ended,
+                "market_time_us": self._market.time_us,
+                "start_time_us": self._market.start_us,
+                "speed": self._pump.speed,
+                "synthetic": self._seed is not None,
+                "seed": self._seed,
+                "symbols": symbols,
+                "connections": len(self._hub.connections),
+            }
+        )
+
+    async def start(self, request: web.Request) -> web.Response:
+        already = self._pump.started.is_set()
+        self._pump.started.set()
+        return answer({"running": self._pump.running, "already_started": already})
+
+    async def trades(self, request: web.Request) -> web.Response:
+        try:
+            params = Params(request.rel_url.raw_query_string, "")
+            symbol = find_symbol(self._market, params.required("symbol"))
+            limit = min(params.integer("limit") or _MAX_TRADES, _MAX_TRADES)
+            first = symbol.first.id if symbol.first else 0
+            from_id = params.integer("from_id")
+        except ApiError as error:
+            return refuse(error.message)
+        found = symbol.seen(symbol.tape.by_id(first if from_id is None else from_id, limit))
+        return answer(
+            [
+                {
+                    "id": trade.id,
+                    "price": text8(trade.price),
+                    "qty": text8(trade.qty),
+                    "time_us": trade.time_us,
+                    "is_buyer_maker": trade.buyer_is_maker,
+                }
+                for trade in found
+            ]
+        )
+
+    async def klines(self, request: web.Request) -> web.Response:
+        try:
+            params = Params(request.rel_url.raw_query_string, "")
+            symbol = find_symbol(self._market, params.required("symbol"))
+            interval = params.text("interval") or "1m"
+            from_us, to_us = params.integer("from_us"), params.integer("to_us")
+        except ApiError as error:
+            return refuse(error.message)
+        if interval not in INTERVALS:
+            return refuse(f"interval {interval!r} is none of {', '.join(INTERVALS)}")
+        length = INTERVALS[interval]
+        first_us = self._market.start_us if from_us is None else from_us
+        first_us = max(first_us, symbol.tape.first_at_us // MINUTE_US * MINUTE_US) // length * length
+        closed_us = self._market.closed_us // length * length
+        until_us = closed_us if to_us is None else min(-(-to_us // length) * length, closed_us)
+        klines = await klines_between(self._market, symbol, interval, first_us, until_us)
+        return answer([[*rest_row(kline), kline.first_id, kline.last_id] for kline in klines])
+
+    async def faults(self, request: web.Request) -> web.Response:
+        return answer(self._faults.listing())
+
+    async def add_fault(self, request: web.Request) -> web.Response:
+        try:
+            fault = msgspec.json.decode(await request.read(), type=Fault)
+            return answer(self._faults.add(fault, list(self._market.symbols)))
+        except (msgspec.DecodeError, FaultError) as error:
+            return refuse(f"no such fault: {error}")
+
+    async def clear_faults(self, request: web.Request) -> web.Response:
+        self._faults.clear()
+        return answer(self._faults.listing())
+
+
+def answer(payload: Any) -> web.Response:
+    """A JSON answer."""
+    return web.Response(body=msgspec.json.encode(payload), content_type="application/json")
+
+
+def refuse(message: str) -> web.Response:
+    """A JSON answer that says what was wrong with the request."""
+    return web.Response(body=msgspec.json.encode({"error": message}), status=400, content_type="application/json")
