@@ -14,6 +14,8 @@ from importlib.metadata import version
 from types import FrameType
 from typing import TypeVar
 
+from confluent_kafka import KafkaException
+
 from . import logs, settings
 from .health import Health
 from .kafka.client import FatalKafkaError, Fenced
@@ -77,7 +79,7 @@ def run(
     except FatalKafkaError as error:
         log.error("cannot_go_on", detail=str(error))
         return EXIT_UNAVAILABLE
-    except OSError as error:
+    except (OSError, KafkaException) as error:
         log.error("cannot_go_on", detail=str(error), exc_info=True)
         return EXIT_UNAVAILABLE
     log.info("stopped")

@@ -86,11 +86,17 @@ def split_commas(value: Any) -> Any:
 def load(kind: type[S]) -> S:
     """Read settings of a kind from the environment. Raises InvalidSettings, naming every wrong variable."""
     problems = _unknown(kind, os.environ)
+    parts: dict[str, Any] = {}
+    for name, part in _nested(kind).items():
+        try:
+            parts[name] = part()
+        except ValidationError as error:
+            problems += _problems(part, error)
+            parts[name] = part.model_construct()
     try:
-        settings = kind()
+        settings = kind(**parts)
     except ValidationError as error:
-        start = str(kind.model_config.get("env_prefix", ""))
-        problems += [_problem(start, dict(detail)) for detail in error.errors()]
+        problems += _problems(kind, error)
         raise InvalidSettings("\n".join(problems)) from None
     if problems:
         raise InvalidSettings("\n".join(problems))
@@ -99,11 +105,10 @@ def load(kind: type[S]) -> S:
 
 def describe(kind: type[BaseSettings]) -> list[tuple[str, str, str]]:
     """Name, default and meaning of every variable of a kind, nested kinds last."""
-    rows, nested = [], []
+    rows = []
+    nested = _nested(kind)
     for name, field in kind.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseSettings):
-            nested += describe(annotation)
+        if name in nested:
             continue
         default = field.get_default(call_default_factory=True)
         if isinstance(default, SecretStr):
@@ -118,7 +123,16 @@ def describe(kind: type[BaseSettings]) -> list[tuple[str, str, str]]:
                 field.description or "",
             )
         )
-    return rows + nested
+    return rows + [row for part in nested.values() for row in describe(part)]
+
+
+def _nested(kind: type[BaseSettings]) -> dict[str, type[BaseSettings]]:
+    """Fields that are settings of their own, with their own prefix."""
+    return {
+        name: field.annotation
+        for name, field in kind.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseSettings)
+    }
 
 
 def _unknown(kind: type[BaseSettings], environ: Mapping[str, str]) -> list[str]:
@@ -135,11 +149,14 @@ def _unknown(kind: type[BaseSettings], environ: Mapping[str, str]) -> list[str]:
     return problems
 
 
-def _problem(start: str, detail: dict[str, Any]) -> str:
-    where = "_".join(str(part) for part in detail["loc"]).upper()
-    got = "" if detail["type"] == "missing" else f" (got {detail.get('input')!r})"
-    message = "is not set and has no default" if detail["type"] == "missing" else detail["msg"]
-    name = where if where.startswith(PREFIX) else f"{start}{where}"
-    if any(word in name for word in ("SECRET", "TOKEN", "PASSWORD", "KEY")):
-        got = ""
-    return f"{name}: {message}{got}; --help lists the settings"
+def _problems(kind: type[BaseSettings], error: ValidationError) -> list[str]:
+    lines = []
+    for detail in error.errors():
+        name = f"{kind.model_config.get('env_prefix', '')}{'_'.join(map(str, detail['loc']))}".upper()
+        secret = any(word in name for word in ("SECRET", "TOKEN", "PASSWORD", "KEY", "WEBHOOK"))
+        if detail["type"] == "missing":
+            text = "is not set and has no default"
+        else:
+            text = detail["msg"] + ("" if secret else f" (got {detail.get('input')!r})")
+        lines.append(f"{name}: {text}; --help lists the settings")
+    return lines

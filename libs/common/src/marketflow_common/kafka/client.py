@@ -6,8 +6,9 @@ Must never commit on its own (auto-commit is off) nor reset an offset silently.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from confluent_kafka import (
     OFFSET_INVALID,
@@ -44,6 +45,26 @@ __all__ = [
 
 TIMEOUT: Final = 10.0
 """Seconds for one look-up at the broker."""
+PATIENCE: Final = 20.0
+"""Seconds for which a look-up is repeated while the broker starts, elects or loads."""
+_PASSING: Final = frozenset(
+    {
+        KafkaError._TRANSPORT,
+        KafkaError._TIMED_OUT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._WAIT_COORD,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.UNSTABLE_OFFSET_COMMIT,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.BROKER_NOT_AVAILABLE,
+    }
+)
+T = TypeVar("T")
 _log = logs.get("kafka")
 
 
@@ -196,17 +217,35 @@ def partition_count(kafka: KafkaSettings, *names: str) -> int:
     return next(iter(counts.values()))
 
 
+def _patiently(ask: Callable[[], T]) -> T:
+    """Ask until the answer is no passing state of the cluster (an election, a coordinator that still loads)."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if error.args[0].code() not in _PASSING or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
 def watermarks(client: Consumer, topic: str, partition: int) -> tuple[int, int]:
     """Offset of the oldest record there is, and the end of what a read_committed reader can see."""
-    low, high = client.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT, cached=False)
+    here = TopicPartition(topic, partition)
+    low, high = _patiently(lambda: client.get_watermark_offsets(here, timeout=TIMEOUT, cached=False))
     return int(low), int(high)
 
 
 def committed(client: Consumer, topic: str, partition: int) -> Committed:
     """The group's committed position with its marks. Raises PositionLost if its records are gone."""
-    found = client.committed([TopicPartition(topic, partition)], timeout=TIMEOUT)[0]
-    if found.error:
-        raise KafkaException(found.error)
+
+    def ask() -> TopicPartition:
+        found = client.committed([TopicPartition(topic, partition)], timeout=TIMEOUT)[0]
+        if found.error:
+            raise KafkaException(found.error)
+        return found
+
+    found = _patiently(ask)
     if found.offset == OFFSET_INVALID or found.offset < 0:
         return Committed(-1, {})
     low, high = watermarks(client, topic, partition)

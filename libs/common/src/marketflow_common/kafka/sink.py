@@ -35,11 +35,23 @@ Batches = Mapping[Slot, Sequence[Message]]
 
 
 class Retry(Exception):
-    """The outside cannot take the records now: keep them, and try again after ``seconds``."""
+    """The outside cannot take the (rest of the) records now: keep them, and try again after ``seconds``.
 
-    def __init__(self, reason: str, seconds: float = 1.0) -> None:
+    ``written`` names, for slots where a first part did take effect, the offset of the first record that did not:
+    what lies before it is committed with ``marks`` and not offered again.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        seconds: float = 1.0,
+        written: Mapping[Slot, int] | None = None,
+        marks: Mapping[Slot, Mapping[str, int]] | None = None,
+    ) -> None:
         super().__init__(reason)
         self.seconds = seconds
+        self.written = written or {}
+        self.marks = marks or {}
 
 
 class Limits(NamedTuple):
@@ -204,18 +216,20 @@ class Sink:
             return
         try:
             marks = self._effect.write(batches)
+            written: Mapping[Slot, int] = {slot: (m[-1].offset() or 0) + 1 for slot, m in batches.items()}
         except Retry as error:
             self._retry_at = time.monotonic() + error.seconds
-            _log.warning("outside_away", detail=str(error), retry_in_s=error.seconds, records_waiting=self._rows)
-            return
+            marks, written = error.marks, error.written
+            if not written:
+                _log.warning("outside_away", detail=str(error), retry_in_s=error.seconds, records_waiting=self._rows)
+                return
         positions = []
-        for slot, messages in batches.items():
-            last = messages[-1].offset()
-            assert last is not None
+        for slot, offset in written.items():
             topic = self._kafka.topic(slot.topic)
-            positions.append(client.position(topic, slot.partition, last + 1, dict(marks.get(slot, {}))))
-            metrics.MESSAGES_OUT.labels(slot.topic).inc(len(messages))
-            self._buffers[slot] = []
+            positions.append(client.position(topic, slot.partition, offset, dict(marks.get(slot, {}))))
+            rest = [message for message in batches[slot] if (message.offset() or 0) >= offset]
+            metrics.MESSAGES_OUT.labels(slot.topic).inc(len(batches[slot]) - len(rest))
+            self._buffers[slot] = rest
         self._count()
         try:
             self._consumer.commit(offsets=positions, asynchronous=False)
