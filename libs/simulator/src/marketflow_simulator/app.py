@@ -7,15 +7,20 @@ import signal
 
 from aiohttp import web
 
+from marketflow_simulator.amounts import SCALE
+from marketflow_simulator.books import Books
 from marketflow_simulator.capture import CaptureError, load
 from marketflow_simulator.control import Control
 from marketflow_simulator.faults import Faults
 from marketflow_simulator.gate import Gate
+from marketflow_simulator.journal import Identity, Journal, StateError
 from marketflow_simulator.klines import MINUTE_US
 from marketflow_simulator.logs import log
 from marketflow_simulator.market import Market
+from marketflow_simulator.private import PrivateApi
 from marketflow_simulator.pump import Pump
 from marketflow_simulator.rest import PublicApi
+from marketflow_simulator.resume import Resume
 from marketflow_simulator.settings import Settings
 from marketflow_simulator.streams import Hub
 from marketflow_simulator.symbols import spec_of
@@ -61,16 +66,50 @@ class Simulator:
         self.pump = Pump(self.market, self.hub, settings.speed)
         self.gate = Gate(self.faults, settings.weight_limit)
         self.public = PublicApi(self.market, self.faults, self.gate, settings.weight_limit)
+        self.books, self._resume = self._open_books()
+        self.market.listeners.insert(0, self.books)
+        limited = settings.weight_limit > 0
+        key, secret = settings.api_key, settings.api_secret
+        self.private = PrivateApi(self.market, self.books, self.public, self.gate, self.faults, key, secret, limited)
         seed = settings.seed if settings.replay is None else None
-        self.control = Control(self.market, self.hub, self.pump, self.faults, seed)
+        self.control = Control(self.market, self.books, self.hub, self.pump, self.gate, self.faults, seed)
         self._runner: web.AppRunner | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.port = settings.port
+
+    def _open_books(self) -> tuple[Books, Resume | None]:
+        settings, market = self._settings, self.market
+        initial = {asset: int(amount * SCALE) for asset, amount in settings.balances.items()}
+        fee = int(settings.fee_rate * SCALE)
+        specs = [symbol.spec for symbol in market.symbols.values()]
+        clocks = (self.public.now_ms, lambda: market.time_us)
+        if settings.state is None:
+            return Books(specs, initial, fee, *clocks), None
+        identity = Identity(
+            symbols=list(market.symbols),
+            seed=settings.seed if settings.replay is None else None,
+            replay=str(settings.replay) if settings.replay is not None else None,
+            start_us=market.start_us,
+            initial=initial,
+            fee=fee,
+        )
+        journal = Journal(settings.state, identity)
+        try:
+            clock, changes = journal.open()
+        except StateError as error:
+            raise StartError(str(error)) from error
+        books = Books(specs, initial, fee, *clocks, journal.record)
+        market.listeners.append(books)
+        resume = Resume(journal, market, self.pump)
+        resume.restore(clock, changes, books, self.hub)
+        market.listeners.remove(books)
+        return books, resume
 
     async def start(self) -> None:
         """Open the port and, unless told otherwise, start the market; StartError if the port is taken."""
         app = web.Application(client_max_size=1 << 20)
         app.add_routes(self.public.routes())
+        app.add_routes(self.private.routes())
         app.add_routes(self.control.routes())
         app.add_routes(
             [web.get(path, self.hub.serve) for path in ("/ws", "/ws/", "/ws/{streams:.+}", "/stream", "/stream/")]
@@ -107,6 +146,8 @@ class Simulator:
             connection.transport.close()
         if self._runner is not None:
             await self._runner.cleanup()
+        if self._resume is not None:
+            self._resume.close()
         log("stopped", market_time_us=self.market.time_us)
 
     async def wait(self) -> None:

@@ -7,8 +7,10 @@ import msgspec
 from aiohttp import web
 
 from marketflow_simulator.amounts import text8
+from marketflow_simulator.books import Books
 from marketflow_simulator.errors import ApiError
 from marketflow_simulator.faults import Fault, FaultError, Faults
+from marketflow_simulator.gate import Gate
 from marketflow_simulator.klines import INTERVALS, MINUTE_US, rest_row
 from marketflow_simulator.market import Market
 from marketflow_simulator.params import Params
@@ -22,8 +24,19 @@ _MAX_TRADES = 50_000
 class Control:
     """Handlers of /sim. They cost no weight, need no key and are hit by no fault."""
 
-    def __init__(self, market: Market, hub: Hub, pump: Pump, faults: Faults, seed: int | None) -> None:
+    def __init__(
+        self,
+        market: Market,
+        books: Books,
+        hub: Hub,
+        pump: Pump,
+        gate: Gate,
+        faults: Faults,
+        seed: int | None,
+    ) -> None:
         self._market = market
+        self._books = books
+        self._gate = gate
         self._hub = hub
         self._pump = pump
         self._faults = faults
@@ -35,6 +48,7 @@ class Control:
             web.get("/sim/health", self.health),
             web.get("/sim/market", self.market),
             web.post("/sim/market/start", self.start),
+            web.get("/sim/ledger", self.ledger),
             web.get("/sim/trades", self.trades),
             web.get("/sim/klines", self.klines),
             web.get("/sim/faults", self.faults),
@@ -75,6 +89,10 @@ class Control:
         already = self._pump.started.is_set()
         self._pump.started.set()
         return answer({"running": self._pump.running, "already_started": already})
+
+    async def ledger(self, request: web.Request) -> web.Response:
+        requests = {endpoint: dict(counts) for endpoint, counts in self._gate.requests.items()}
+        return answer({**self._books.ledger(), "requests": requests})
 
     async def trades(self, request: web.Request) -> web.Response:
         try:

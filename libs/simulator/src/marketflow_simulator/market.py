@@ -79,7 +79,7 @@ class Market:
 
     def seek(self, us: int) -> None:
         """Go to market time `us` without telling anyone what happens on the way."""
-        self.time_us = us
+        self.time_us = min(us, self.last_us)
         self.next_mark_us = us // MARK_US * MARK_US + MARK_US
         self._heap: list[tuple[int, int, Trade]] = []
         for index, symbol in enumerate(self._in_order):

@@ -64,5 +64,9 @@ class Params:
         value = self.integer(name)
         return value if value is None or value >= _MICROSECONDS_FROM else value * 1000
 
+    def names(self) -> frozenset[str]:
+        """Names of all parameters that were sent."""
+        return frozenset(self._values)
+
     def __contains__(self, name: str) -> bool:
         return name in self._values

@@ -25,7 +25,9 @@ class Pump:
         self._hub = hub
         self.speed = speed
         self.started = asyncio.Event()
-        self.on_step: Callable[[], None] = lambda: None
+        self.on_start: Callable[[], None] = lambda: None
+        self.reserve: Callable[[int], int] = lambda time_us: FOREVER_US
+        """At speed `max`: up to where the market may go from `time_us` before this is asked again."""
 
     @property
     def running(self) -> bool:
@@ -34,6 +36,7 @@ class Pump:
     async def run(self) -> None:
         """Run the market from its start to its end, if it has one."""
         await self.started.wait()
+        self.on_start()
         log("market_started", speed=self.speed, market_time_us=self._market.time_us)
         if self.speed == "max":
             await self._run_max()
@@ -45,9 +48,8 @@ class Pump:
         market, hub = self._market, self._hub
         while not market.ended:
             await hub.subscribed.wait()
-            market.advance(FOREVER_US, _BUDGET)
+            market.advance(self.reserve(market.time_us), _BUDGET)
             hub.flush(MAX_BUFFER * 8)
-            self.on_step()
             await asyncio.sleep(0)
             await hub.taken()
 
@@ -58,7 +60,6 @@ class Pump:
             due_us = from_us + int((time.monotonic() - from_wall) * speed * 1_000_000)
             market.advance(due_us, _BUDGET)
             hub.flush()
-            self.on_step()
             behind = market.next_event_us <= due_us
             wait = 0.0
             if not behind:

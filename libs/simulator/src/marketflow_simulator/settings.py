@@ -115,6 +115,13 @@ class Settings(BaseSettings):
                 raise ValueError(f"{asset}:{amount} has to be 0 or more, with at most eight decimals")
         return value
 
+    @field_validator("fee_rate")
+    @classmethod
+    def _whole_fee(cls, value: Decimal) -> Decimal:
+        if value != round(value, 8):
+            raise ValueError("has to have at most eight decimals")
+        return value
+
     @model_validator(mode="after")
     def _one_market(self) -> "Settings":
         if self.replay is not None and self.minutes:

@@ -78,6 +78,8 @@ def spec_of_trades(symbol: str, price_unit: int, qty_unit: int, price: int) -> S
         tick = known.tick if price_unit % known.tick == 0 else tick
         step = known.step if qty_unit % known.step == 0 else step
         rate = known.rate
+    while tick * step < SCALE:  # an order's amount never needs more than eight decimals
+        step *= 10
     return SymbolSpec(symbol, base, quote, tick, step, price, rate)
 
 
