@@ -13,7 +13,16 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-__all__ = ["CommaList", "InvalidSettings", "KafkaSettings", "ServiceSettings", "describe", "load", "prefix"]
+__all__ = [
+    "CommaList",
+    "InvalidSettings",
+    "KafkaSettings",
+    "ServiceSettings",
+    "SnowflakeSettings",
+    "describe",
+    "load",
+    "prefix",
+]
 
 PREFIX = "MARKETFLOW_"
 CommaList = Annotated[tuple[str, ...], NoDecode]
@@ -58,6 +67,63 @@ class KafkaSettings(BaseSettings):
     def topic(self, name: str) -> str:
         """Name of a topic, group or transactional id in this cluster."""
         return self.topic_prefix + name
+
+
+class SnowflakeSettings(BaseSettings):
+    """How to reach Snowflake, or a local warehouse that speaks its protocol."""
+
+    model_config = prefix("SNOWFLAKE")
+
+    account: str = Field(
+        min_length=1, description="account identifier, as orgname-account; any word for a local warehouse"
+    )
+    user: str = Field(min_length=1, description="user name")
+    password: SecretStr = Field(SecretStr(""), description="password; services should have a key pair instead")
+    private_key_file: str = Field("", description="PEM file of the user's private key; taken before the password")
+    private_key_password: SecretStr = Field(
+        SecretStr(""), description="password of the private key file, if it has one"
+    )
+    host: str = Field("", description="host of the warehouse; empty: derived from the account")
+    port: int = Field(443, ge=1, le=65535, description="port of the warehouse")
+    protocol: Literal["https", "http"] = Field("https", description="https; http for a local warehouse only")
+    warehouse: str = Field("", description="virtual warehouse that runs the statements; empty: the user's default")
+    role: str = Field("", description="role to work under; empty: the user's default")
+    database: str = Field(
+        "MARKETFLOW",
+        pattern=r"^[A-Z_][A-Z0-9_]*$",
+        description="database that holds RAW, STAGING, ANALYTICS, MONITORING",
+    )
+    network_timeout: int = Field(5, ge=1, description="seconds for which a failing request is tried again")
+
+    def connect_arguments(self, part: str, database: bool = True) -> dict[str, Any]:
+        """Keyword arguments of ``snowflake.connector.connect``; queries are tagged ``marketflow/<part>``.
+
+        ``database=False`` names none, for whoever is to create it.
+        """
+        arguments: dict[str, Any] = {
+            "account": self.account,
+            "user": self.user,
+            "network_timeout": self.network_timeout,
+            "login_timeout": self.network_timeout,
+            "application": "MarketFlow",
+            # Detection asks a cloud's metadata address, which does not answer elsewhere.
+            "platform_detection_timeout_seconds": 0,
+            "session_parameters": {
+                "TIMEZONE": "UTC",
+                "QUERY_TAG": f"marketflow/{part}",
+                "LOCK_TIMEOUT": self.network_timeout,
+                "CLIENT_TELEMETRY_ENABLED": False,
+            },
+        }
+        if self.private_key_file:
+            arguments["private_key_file"] = self.private_key_file
+            arguments["private_key_file_pwd"] = self.private_key_password.get_secret_value() or None
+        else:
+            arguments["password"] = self.password.get_secret_value()
+        if self.host:
+            arguments |= {"host": self.host, "port": self.port, "protocol": self.protocol}
+        optional = {"warehouse": self.warehouse, "role": self.role, "database": self.database if database else ""}
+        return arguments | {name: value for name, value in optional.items() if value}
 
 
 class _LogSettings(BaseSettings):
@@ -133,6 +199,15 @@ def _nested(kind: type[BaseSettings]) -> dict[str, type[BaseSettings]]:
         for name, field in kind.model_fields.items()
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseSettings)
     }
+
+
+def _prefixes(kind: type[BaseSettings]) -> dict[str, str]:
+    """Name of a kind and of those nested in it to the prefix of its variables."""
+    found = {kind.__name__: str(kind.model_config.get("env_prefix", ""))}
+    for field in kind.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseSettings):
+            found |= _prefixes(field.annotation)
+    return found
 
 
 def _unknown(kind: type[BaseSettings], environ: Mapping[str, str]) -> list[str]:
