@@ -29,3 +29,15 @@ lock: ## Resolve requirements.lock anew
 		--group dev --group warehouse $(PARTS:%=%/pyproject.toml) --extra terraform \
 		-o requirements.lock --no-emit-package marketflow-common --no-emit-package marketflow-stack \
 		--custom-compile-command "make lock"
+
+.PHONY: check
+check: setup ## Formatting, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: fix
+fix: setup ## Format and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
