@@ -81,7 +81,8 @@ class Telegram:
             raise Refused(self._safe(error)) from None
         except telegram_error.InvalidToken as error:
             raise Broken(
-                f"Telegram does not accept the bot's token ({self._safe(error)}): set MARKETFLOW_NOTIFIER_TELEGRAM_TOKEN"
+                f"Telegram does not accept the bot's token ({self._safe(error)}): "
+                "set MARKETFLOW_NOTIFIER_TELEGRAM_TOKEN"
             ) from None
         except telegram_error.Forbidden as error:
             raise Broken(
@@ -129,7 +130,8 @@ class Discord:
             raise Refused(said)
         if status in (401, 403, 404):
             raise Broken(
-                f"Discord does not know the webhook (HTTP {status}, {said}): set MARKETFLOW_NOTIFIER_DISCORD_WEBHOOK_URL"
+                f"Discord does not know the webhook (HTTP {status}, {said}): "
+                "set MARKETFLOW_NOTIFIER_DISCORD_WEBHOOK_URL"
             )
         raise Away(f"HTTP {status}, {said}")
 

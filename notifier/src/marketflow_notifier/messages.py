@@ -101,7 +101,9 @@ def _words(event: Event) -> tuple[str, str]:
             what = f"{mark} {event.signal_type} {_name(event.symbol)} at {_plain(event.close)}"
             momentum = EXACT.multiply(event.momentum, _PERCENT)
             facts = f"{event.interval} candle of {at} UTC, volume {_plain(event.volume)}, momentum {_signed(momentum)}%"
-            return f"{what} · {_cut(_clean(facts), 120)}", f"{event.strategy}: {'; '.join(event.reasons)}"
+            return f"{what} · {_cut(_clean(facts), 120)}", ": ".join(
+                filter(None, (event.strategy, "; ".join(event.reasons)))
+            )
         case OrderFilled():
             return _fill(event), ""
         case OrderRejected():
