@@ -1,0 +1,1 @@
+"""The audit: compares the exchange's ledger, the topics, the warehouse and the recorded notifications."""

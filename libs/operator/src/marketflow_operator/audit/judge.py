@@ -1,0 +1,69 @@
+"""All checks over one body of evidence, and what of them makes the audit hold.
+
+Pure. A check whose evidence is missing is listed as not run; it never counts as holding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from . import delivery, market, trading
+from .cuts import cuts_of
+from .model import Check, Evidence, could_not_run, verdict
+
+__all__ = ["Verdict", "judge"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome: all checks, in the order of the data's way through the system."""
+
+    checks: Sequence[Check]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check was run and holds."""
+        return all(check.ok is True for check in self.checks)
+
+    @property
+    def failed(self) -> list[Check]:
+        """Checks that do not hold."""
+        return [check for check in self.checks if check.ok is False]
+
+    @property
+    def not_run(self) -> list[Check]:
+        """Checks that could not be judged."""
+        return [check for check in self.checks if check.ok is None]
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """Run every check."""
+    checks = [
+        verdict(
+            "drained",
+            0,
+            len(evidence.pending),
+            evidence.pending,
+        )
+    ]
+    exchange = evidence.exchange
+    by_exchange = (*market.CHECKS, *trading.CHECKS)
+    if exchange is None or "topics" in evidence.missing:
+        reason = evidence.missing.get("topics") or evidence.missing.get("exchange", "no exchange")
+        checks += [could_not_run(check.__name__, reason) for check in by_exchange]
+    else:
+        cuts = cuts_of(evidence)
+        checks += [check(evidence, exchange, cuts) for check in by_exchange]
+    if evidence.warehouse is None or "topics" in evidence.missing:
+        reason = evidence.missing.get("topics") or evidence.missing.get("warehouse", "no warehouse")
+        checks += [could_not_run(check.__name__, reason) for check in delivery.WAREHOUSE_CHECKS]
+    else:
+        for rows in delivery.WAREHOUSE_CHECKS:
+            checks += rows(evidence, evidence.warehouse)
+    if evidence.recorded is None or "topics" in evidence.missing:
+        reason = evidence.missing.get("topics") or evidence.missing.get("recorder", "no recorder")
+        checks += [could_not_run(check.__name__, reason) for check in delivery.CHANNEL_CHECKS]
+    else:
+        checks += [check(evidence) for check in delivery.CHANNEL_CHECKS]
+    return Verdict(tuple(checks))

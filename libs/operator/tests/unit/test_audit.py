@@ -1,0 +1,476 @@
+"""The audit holds where nothing went wrong, and names what was damaged, wherever it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from marketflow_common import events
+from marketflow_operator.audit.judge import judge
+from marketflow_operator.audit.model import Check, Evidence, Message, Seen, Where
+
+Build = Callable[..., Evidence]
+Edit = Callable[..., Evidence]
+
+
+def failed(evidence: Evidence) -> dict[str, Check]:
+    return {check.name: check for check in judge(evidence).failed}
+
+
+def kind(of: type, **fields: Any) -> Callable[[Seen], bool]:
+    return lambda seen: type(seen.event) is of and all(getattr(seen.event, k) == v for k, v in fields.items())
+
+
+def changed(**fields: Any) -> Callable[[Seen], Seen]:
+    return lambda seen: seen._replace(event=msgspec.structs.replace(seen.event, **fields))
+
+
+def add(evidence: Evidence, topic: str, event: Any, partition: int | None = None, key: str | None = None) -> Evidence:
+    """One more record at the end of a partition."""
+    like = next(s for s in evidence.records[topic] if s.key == (key or getattr(event, "symbol", "main")))
+    last = max(s.where.offset for s in evidence.records[topic] if s.where.partition == like.where.partition)
+    where = Where(topic, like.where.partition if partition is None else partition, last + 1)
+    seen = Seen(where, like.appended_ms + 1, like.key, event)
+    records = sorted([*evidence.records[topic], seen], key=lambda s: s.where)
+    return replace(
+        evidence,
+        records={**evidence.records, topic: records},
+        ends={**evidence.ends, where[:2]: max(evidence.ends[where[:2]], where.offset + 1)},
+    )
+
+
+def first(evidence: Evidence, topic: str, which: Callable[[Seen], bool]) -> Seen:
+    return next(seen for seen in evidence.records[topic] if which(seen))
+
+
+# --- it holds ----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10_000), minutes=st.integers(1, 8), cut_first=st.booleans(), ended=st.booleans())
+def test_a_run_without_damage_holds_in_every_check(
+    world: Build, seed: int, minutes: int, cut_first: bool, ended: bool
+) -> None:
+    verdict = judge(world(seed=seed, minutes=minutes, cut_first=cut_first, ended=ended))
+    assert [(check.name, check.detail) for check in verdict.failed + verdict.not_run] == []
+    assert verdict.ok
+    assert len(verdict.checks) >= 20
+
+
+def test_the_cut_first_minute_and_the_open_last_one_are_named(world: Build) -> None:
+    verdict = judge(world(cut_first=True))
+    detail = next(check.detail for check in verdict.checks if check.name == "candles_equal_klines")
+    assert "ETHUSDT 2024-08-08 23:55 is the cut first minute" in detail
+    assert "ETHUSDT 2024-08-08 23:59 is the open last minute" in detail
+
+
+def test_a_late_trade_of_a_recorded_gap_is_neither_lost_nor_out_of_order(world: Build, edit: Edit) -> None:
+    evidence = world(ended=False)
+    late = first(evidence, "ohlcv_raw", kind(events.Trade, trade_id=2001))
+    gap = events.Gap("sim", "ETHUSDT", 2001, 2001, "timeout", False)
+    evidence = edit(evidence, "ohlcv_raw", lambda s: s is late, lambda s: s._replace(event=gap))
+    evidence = add(evidence, "ohlcv_raw", late.event)
+    assert not failed(evidence).keys() & {"trades_once", "trades_in_order", "gaps_resolved", "watermarks_true"}
+
+
+def test_a_trade_declared_lost_for_good_is_named_but_does_not_offend(world: Build, edit: Edit) -> None:
+    evidence = world()
+    gap = events.Gap("sim", "ETHUSDT", 2001, 2001, "delisted", True)
+    evidence = edit(evidence, "ohlcv_raw", kind(events.Trade, trade_id=2001), lambda s: s._replace(event=gap))
+    verdict = judge(evidence)
+    once = next(check for check in verdict.checks if check.name == "trades_once")
+    assert once.ok
+    assert once.detail == "1 declared lost for good by a final gap record"
+
+
+def test_records_after_the_ends_that_were_read_are_no_offence_in_warehouse_and_channels(world: Build) -> None:
+    evidence = world()
+    assert evidence.warehouse is not None
+    trades = list(evidence.warehouse.tables["RAW.TRADES"])
+    later = {**trades[-1], "KAFKA_OFFSET": 10**6}
+    warehouse = replace(
+        evidence.warehouse,
+        tables={**evidence.warehouse.tables, "RAW.TRADES": [*trades, later]},
+        positions=[p._replace(next_offset=10**6 + 1) for p in evidence.warehouse.positions],
+    )
+    told = [*(evidence.recorded or ()), Message("telegram", "order_events/0@1000000")]
+    assert judge(replace(evidence, warehouse=warehouse, recorded=told)).ok
+
+
+# --- market data -------------------------------------------------------------------------------------
+
+
+def test_a_lost_trade_is_named(world: Build, edit: Edit) -> None:
+    evidence = edit(world(), "ohlcv_raw", kind(events.Trade, trade_id=2001), lambda _: None)
+    found = failed(evidence)
+    assert found["trades_once"].detail.startswith("ETHUSDT trade 2001 lost")
+    assert found["trades_once"].expected == int(found["trades_once"].actual) + 1
+
+
+def test_the_very_first_trade_is_due_when_the_feed_waited_for_all_services(world: Build, edit: Edit) -> None:
+    evidence = edit(world(), "ohlcv_raw", kind(events.Trade, trade_id=2000), lambda _: None)
+    assert "2000 lost" in failed(evidence)["trades_once"].detail
+
+
+def test_a_repeated_trade_is_named_with_its_coordinates(world: Build) -> None:
+    evidence = world()
+    trade = first(evidence, "ohlcv_raw", kind(events.Trade, trade_id=2001)).event
+    evidence = add(evidence, "ohlcv_raw", trade)
+    last = max(s.where for s in evidence.records["ohlcv_raw"] if s.key == "ETHUSDT")
+    assert failed(evidence)["trades_once"].detail == f"ETHUSDT trade 2001 repeated at {last}"
+
+
+def test_an_invented_trade_is_named(world: Build, edit: Edit) -> None:
+    evidence = world()
+    assert evidence.exchange is not None
+    feed = evidence.exchange.feeds["ETHUSDT"]
+    trades = [t for t in feed.trades if t.trade_id != 2001]
+    feeds = {**evidence.exchange.feeds, "ETHUSDT": replace(feed, trades=trades)}
+    evidence = replace(evidence, exchange=replace(evidence.exchange, feeds=feeds))
+    assert "ETHUSDT trade 2001" in failed(evidence)["trades_once"].detail
+    assert "none of the exchange's" in failed(evidence)["trades_once"].detail
+
+
+def test_trades_out_of_order_are_named(world: Build) -> None:
+    evidence = world()
+    two = [s for s in evidence.records["ohlcv_raw"] if kind(events.Trade, symbol="ETHUSDT")(s)][:2]
+    swapped = {two[0].where: two[1].event, two[1].where: two[0].event}
+    records = [s._replace(event=swapped.get(s.where, s.event)) for s in evidence.records["ohlcv_raw"]]
+    found = failed(replace(evidence, records={**evidence.records, "ohlcv_raw": records}))
+    assert found["trades_in_order"].detail == f"ETHUSDT trade 2000 at {two[1].where} comes after 2001"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("price", Decimal("1.5")), ("qty", Decimal("9")), ("traded_at", 7), ("buyer_is_maker", None)],
+)
+def test_a_trade_that_differs_from_the_exchange_is_named(world: Build, edit: Edit, field: str, value: Any) -> None:
+    evidence = world()
+    seen = first(evidence, "ohlcv_raw", kind(events.Trade, trade_id=2001))
+    value = (not seen.event.buyer_is_maker) if value is None else value
+    evidence = edit(evidence, "ohlcv_raw", lambda s: s is seen, changed(**{field: value}))
+    assert f"ETHUSDT trade 2001 at {seen.where}: {field} {value}" in failed(evidence)["trades_equal"].detail
+
+
+def test_a_gap_that_nobody_filled_is_named(world: Build) -> None:
+    evidence = add(world(), "ohlcv_raw", events.Gap("sim", "ETHUSDT", 2900, 2910, "timeout", False))
+    assert "ETHUSDT 2900 to 2910 (11) missing since" in failed(evidence)["gaps_resolved"].detail
+
+
+def test_a_watermark_with_another_kline_than_the_exchange_is_named(world: Build, edit: Edit) -> None:
+    evidence = world()
+    seen = first(evidence, "ohlcv_raw", kind(events.Watermark, symbol="ETHUSDT"))
+    kline = msgspec.structs.replace(seen.event.kline, trade_count=99)
+    evidence = edit(evidence, "ohlcv_raw", lambda s: s is seen, changed(kline=kline))
+    assert "trade_count 99 instead of" in failed(evidence)["watermarks_true"].detail
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "open",
+        "high",
+        "low",
+        "close",
+        "volume",
+        "quote_volume",
+        "taker_buy_volume",
+        "taker_buy_quote_volume",
+        "trade_count",
+        "close_time",
+        "first_trade_id",
+        "last_trade_id",
+    ],
+)
+def test_a_candle_that_differs_in_one_digit_is_named(world: Build, edit: Edit, field: str) -> None:
+    evidence = world()
+    seen = first(evidence, "ohlcv_agg", kind(events.Candle, symbol="ETHUSDT"))
+    value = getattr(seen.event, field)
+    value = value + (Decimal("1e-8") if isinstance(value, Decimal) else 1)
+    evidence = edit(evidence, "ohlcv_agg", lambda s: s is seen, changed(**{field: value}))
+    detail = failed(evidence)["candles_equal_klines"].detail
+    assert detail.startswith(f"ETHUSDT 2024-08-08 23:55 at {seen.where}: {field} {value}")
+
+
+def test_a_missing_candle_is_named_as_missing_and_as_a_hole(world: Build, edit: Edit) -> None:
+    evidence = world(minutes=5)
+    minute = first(evidence, "ohlcv_agg", kind(events.Candle, symbol="ETHUSDT")).event.open_time + 60_000_000
+    evidence = edit(evidence, "ohlcv_agg", kind(events.Candle, symbol="ETHUSDT", open_time=minute), lambda _: None)
+    found = failed(evidence)
+    assert "ETHUSDT 2024-08-08 23:56: no candle" in found["candles_equal_klines"].detail
+    assert "no candle between 2024-08-08 23:55 and 2024-08-08 23:57" in found["candles_once"].detail
+
+
+def test_a_candle_said_twice_is_named(world: Build) -> None:
+    evidence = world()
+    seen = first(evidence, "ohlcv_agg", kind(events.Candle, symbol="ETHUSDT"))
+    assert "revisions [0, 0]" in failed(add(evidence, "ohlcv_agg", seen.event))["candles_once"].detail
+
+
+def test_a_revision_that_follows_its_candle_is_counted_and_compared(world: Build, edit: Edit) -> None:
+    evidence = world()
+    seen = first(evidence, "ohlcv_agg", kind(events.Candle, symbol="ETHUSDT"))
+    right = msgspec.structs.replace(seen.event, revision=1)
+    evidence = edit(evidence, "ohlcv_agg", lambda s: s is seen, changed(high=Decimal("1e9")))
+    checks = {check.name: check for check in judge(add(evidence, "ohlcv_agg", right)).checks}
+    assert checks["candles_equal_klines"].ok
+    assert checks["candles_once"].ok
+    assert checks["candles_once"].detail == "1 revised"
+
+
+def test_a_symbol_in_the_wrong_partition_is_named(world: Build) -> None:
+    evidence = world()
+    seen = first(evidence, "trading_signals", kind(events.Signal, symbol="ETHUSDT"))
+    wrong = (seen.where.partition + 1) % 3
+    records = [
+        s._replace(where=s.where._replace(partition=wrong, offset=9_999)) if s is seen else s
+        for s in evidence.records["trading_signals"]
+    ]
+    evidence = replace(evidence, records={**evidence.records, "trading_signals": records})
+    assert f"belongs in partition {seen.where.partition}" in failed(evidence)["partitions_agree"].detail
+
+
+# --- signals and orders ------------------------------------------------------------------------------
+
+
+def test_a_missing_signal_is_named_with_its_strategy(world: Build, edit: Edit) -> None:
+    evidence = edit(
+        world(), "trading_signals", kind(events.Signal, symbol="ETHUSDT", strategy="weak_levels"), lambda _: None
+    )
+    assert "weak_levels ETHUSDT 2024-08-08 23:55: no signal" in failed(evidence)["signals_one_per_candle"].detail
+
+
+def test_no_signals_at_all_is_no_success(world: Build) -> None:
+    evidence = world()
+    silent = replace(evidence, records={**evidence.records, "trading_signals": []})
+    assert failed(silent)["signals_one_per_candle"].detail == "no strategy has said anything"
+
+
+def test_a_signal_with_numbers_of_another_candle_is_named(world: Build, edit: Edit) -> None:
+    evidence = edit(world(), "trading_signals", kind(events.Signal, symbol="ETHUSDT"), changed(close=Decimal("0.5")))
+    assert "close 0.5 instead of" in failed(evidence)["signals_one_per_candle"].detail
+
+
+def test_a_signal_without_an_answer_is_named(world: Build, edit: Edit) -> None:
+    evidence = world()
+    bought = first(evidence, "order_events", kind(events.OrderIntended, symbol="ETHUSDT"))
+    ours = (events.OrderIntended, events.OrderAccepted, events.OrderFilled)
+    records = [
+        s
+        for s in evidence.records["order_events"]
+        if not (isinstance(s.event, ours) and s.event.signal_id == bought.event.signal_id)
+    ]
+    found = failed(replace(evidence, records={**evidence.records, "order_events": records}))
+    assert "BUY ETHUSDT 2024-08-08 23:56" in found["signals_answered"].detail
+    assert "no answer" in found["signals_answered"].detail
+    assert "that nobody intended" in found["orders_equal_exchange"].detail
+    assert "is not recorded" in found["fills_equal_exchange"].detail
+    assert "folded" in found["balances_equal_fold"].detail
+
+
+def test_a_signal_filled_and_skipped_is_named(world: Build) -> None:
+    evidence = world()
+    filled = first(evidence, "order_events", kind(events.OrderFilled, symbol="ETHUSDT")).event
+    skip = events.SignalSkipped("main", filled.signal_id, "ETHUSDT", "BUY", "limit", "too much")
+    assert "and skipped at" in failed(add(evidence, "order_events", skip))["signals_answered"].detail
+
+
+def test_an_order_without_an_end_is_unresolved(world: Build, edit: Edit) -> None:
+    evidence = world()
+    filled = first(evidence, "order_events", kind(events.OrderFilled, symbol="ETHUSDT")).event
+    unknown = events.OrderUnresolved("main", filled.order_id, filled.signal_id, "ETHUSDT", "no answer")
+    evidence = edit(evidence, "order_events", kind(events.OrderFilled, symbol="ETHUSDT"), changed(complete=False))
+    found = failed(add(evidence, "order_events", unknown))
+    assert f"order {filled.order_id}" in found["unresolved_orders"].detail
+    assert "is unresolved since" in found["unresolved_orders"].detail
+
+
+def test_a_second_order_of_a_signal_is_named(world: Build) -> None:
+    evidence = world()
+    assert evidence.exchange is not None
+    order = evidence.exchange.orders[0]
+    intent = first(evidence, "order_events", kind(events.OrderIntended, order_id=order.client_order_id)).event
+    again = msgspec.structs.replace(intent, order_id="mf-again", attempt=2)
+    orders = [*evidence.exchange.orders, order._replace(client_order_id="mf-again", order_id=99)]
+    evidence = replace(add(evidence, "order_events", again), exchange=replace(evidence.exchange, orders=orders))
+    assert f"signal {intent.signal_id} was traded by 2 orders" in failed(evidence)["orders_sent_once"].detail
+
+
+def test_an_order_that_ended_otherwise_at_the_exchange_is_named(world: Build) -> None:
+    evidence = world()
+    assert evidence.exchange is not None
+    orders = [evidence.exchange.orders[0]._replace(status="CANCELED"), *evidence.exchange.orders[1:]]
+    evidence = replace(evidence, exchange=replace(evidence.exchange, orders=orders))
+    assert "filled here, CANCELED at the exchange" in failed(evidence)["orders_equal_exchange"].detail
+
+
+def test_a_fill_that_the_exchange_does_not_know_is_named(world: Build) -> None:
+    evidence = world()
+    assert evidence.exchange is not None
+    evidence = replace(evidence, exchange=replace(evidence.exchange, fills=evidence.exchange.fills[1:]))
+    assert "is none of the exchange's" in failed(evidence)["fills_equal_exchange"].detail
+
+
+@pytest.mark.parametrize("field", ["price", "qty", "quote_qty", "commission"])
+def test_a_fill_that_differs_in_one_digit_is_named(world: Build, edit: Edit, field: str) -> None:
+    evidence = world()
+    seen = first(evidence, "order_events", kind(events.OrderFilled, symbol="ETHUSDT"))
+    value = getattr(seen.event, field) + Decimal("1e-8")
+    evidence = edit(evidence, "order_events", lambda s: s is seen, changed(**{field: value}))
+    detail = failed(evidence)["fills_equal_exchange"].detail
+    assert detail.startswith(f"ETHUSDT fill {seen.event.fill_id} at {seen.where}: {field.replace('_', ' ')} {value}")
+
+
+@pytest.mark.parametrize("field", ["position_qty", "position_cost", "realized_pnl"])
+def test_books_that_say_something_else_than_the_fold_are_named(world: Build, edit: Edit, field: str) -> None:
+    evidence = world()
+    seen = first(evidence, "order_events", kind(events.OrderFilled, symbol="ETHUSDT"))
+    value = getattr(seen.event, field) + Decimal("1e-8")
+    evidence = edit(evidence, "order_events", lambda s: s is seen, changed(**{field: value}))
+    assert f"{field} {value} instead of" in failed(evidence)["positions_and_pnl"].detail
+
+
+def test_a_balance_that_differs_in_the_last_digit_is_named(world: Build) -> None:
+    evidence = world()
+    assert evidence.exchange is not None
+    usdt = evidence.exchange.balances["USDT"]
+    balances = {**evidence.exchange.balances, "USDT": usdt + Decimal("1e-8")}
+    evidence = replace(evidence, exchange=replace(evidence.exchange, balances=balances))
+    assert failed(evidence)["balances_equal_fold"].detail.startswith(f"USDT: {usdt:f} folded")
+
+
+# --- warehouse ---------------------------------------------------------------------------------------
+
+
+def damaged(evidence: Evidence, table: str, rows: Callable[[list[Any]], Sequence[Any]]) -> Evidence:
+    assert evidence.warehouse is not None
+    tables = {**evidence.warehouse.tables, table: rows([dict(r) for r in evidence.warehouse.tables[table]])}
+    return replace(evidence, warehouse=replace(evidence.warehouse, tables=tables))
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["RAW.TRADES", "RAW.FEED_EVENTS", "STAGING.OHLCV_STREAM", "ANALYTICS.SIGNALS_STREAM", "ANALYTICS.ORDER_EVENTS"],
+)
+def test_a_deleted_a_repeated_and_a_changed_row_are_named(world: Build, table: str) -> None:
+    evidence = world()
+    assert evidence.warehouse is not None
+    row = evidence.warehouse.tables[table][1]
+    where = f"{row['KAFKA_TOPIC']}/{row['KAFKA_PARTITION']}@{row['KAFKA_OFFSET']}"
+    name = f"warehouse_rows_{table.partition('.')[2].lower()}"
+    found = failed(damaged(evidence, table, lambda rows: [rows[0], *rows[2:]]))
+    assert found[name].detail == f"{where} is missing in {table}"
+    found = failed(damaged(evidence, table, lambda rows: [*rows, rows[1]]))
+    assert found[name].detail == f"{where} stands 2 times in {table}"
+
+    def change(rows: list[Any]) -> list[Any]:
+        column = next(c for c, v in rows[1].items() if isinstance(v, Decimal))
+        rows[1][column] += Decimal("1e-18")
+        return rows
+
+    assert f"{table} {where}:" in failed(damaged(evidence, table, change))["warehouse_values"].detail
+
+
+def test_a_time_that_is_a_microsecond_off_is_named(world: Build) -> None:
+    def change(rows: list[Any]) -> list[Any]:
+        rows[0]["TRADED_AT"] += timedelta(microseconds=1)
+        return rows
+
+    assert "TRADED_AT" in failed(damaged(world(), "RAW.TRADES", change))["warehouse_values"].detail
+
+
+def test_a_row_of_a_topic_that_was_made_anew_is_named(world: Build) -> None:
+    def change(rows: list[Any]) -> list[Any]:
+        rows[0]["KAFKA_TOPIC_ID"] = "another"
+        return rows
+
+    assert "topic id another" in failed(damaged(world(), "RAW.TRADES", change))["warehouse_rows_trades"].detail
+
+
+def test_an_unreadable_record_has_to_lie_in_rejects(world: Build, edit: Edit) -> None:
+    evidence = edit(world(), "ohlcv_raw", kind(events.Trade), lambda s: s._replace(event=None))
+    seen = next(s for s in evidence.records["ohlcv_raw"] if s.event is None)
+    found = failed(evidence)
+    assert found["rejects_equal_unreadable"].detail == f"{seen.where} is missing in RAW.REJECTS"
+    assert "is no such record of the topic" in found["warehouse_rows_trades"].detail
+
+
+def test_a_position_behind_the_last_record_is_named(world: Build) -> None:
+    evidence = world()
+    assert evidence.warehouse is not None
+    busy = first(evidence, "ohlcv_raw", lambda s: s.key == "ETHUSDT").where.partition
+    positions = [
+        p._replace(next_offset=1) if (p.topic, p.partition) == ("ohlcv_raw", busy) else p
+        for p in evidence.warehouse.positions
+    ]
+    evidence = replace(evidence, warehouse=replace(evidence.warehouse, positions=positions))
+    assert f"ohlcv_raw/{busy}: position 1 is behind the last record" in failed(evidence)["load_offsets"].detail
+
+
+# --- notifications -----------------------------------------------------------------------------------
+
+
+def test_a_notification_that_never_came_is_named_with_its_channel(world: Build) -> None:
+    evidence = world()
+    assert evidence.recorded is not None
+    told = [m for i, m in enumerate(evidence.recorded) if i != 0]
+    found = failed(replace(evidence, recorded=told))["notifications_delivered"]
+    assert found.detail.startswith("telegram was not told of trading_signals/")
+    assert int(found.expected) == int(found.actual) + 2
+
+
+def test_a_channel_that_recorded_nothing_is_not_forgotten(world: Build) -> None:
+    evidence = world()
+    told = [m for m in evidence.recorded or () if m.channel == "telegram"]
+    found = failed(replace(evidence, recorded=told))
+    assert found["notifications_delivered"].detail.startswith("discord was not told of")
+
+
+def test_a_notification_of_something_that_never_was_is_named(world: Build) -> None:
+    evidence = world()
+    hold = first(evidence, "trading_signals", kind(events.Signal, signal_type="HOLD"))
+    told = [*(evidence.recorded or ()), Message("telegram", f"what? {hold.where}")]
+    found = failed(replace(evidence, recorded=told))
+    assert found["notifications_delivered"].detail == f"telegram was told of {hold.where}, which is no due record"
+
+
+@pytest.mark.parametrize(("restarts", "ok"), [(0, False), (1, True), (None, True)])
+def test_a_repeat_is_reported_and_fails_only_without_a_restart(world: Build, restarts: int | None, ok: bool) -> None:
+    evidence = world()
+    told = [*(evidence.recorded or ()), (evidence.recorded or ())[0]]
+    verdict = judge(replace(evidence, recorded=told, notifier_restarts=restarts))
+    check = next(check for check in verdict.checks if check.name == "notifications_repeated")
+    assert check.ok is ok
+    assert check.actual == 2
+
+
+def test_a_notifier_that_repeats_everything_fails_even_if_nobody_counts_restarts(world: Build) -> None:
+    evidence = world(minutes=8)
+    evidence = replace(evidence, recorded=[*(evidence.recorded or ())] * 2, notifier_restarts=None)
+    assert "notifications_repeated" in failed(evidence)
+
+
+# --- what could not be checked -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["exchange", "warehouse", "recorded"])
+def test_what_could_not_be_checked_does_not_hold(world: Build, part: str) -> None:
+    name = "recorder" if part == "recorded" else part
+    evidence = replace(world(), **{part: None}, missing={name: "nobody answers at 127.0.0.1:1"})
+    verdict = judge(evidence)
+    assert not verdict.ok
+    assert verdict.not_run
+    assert {check.detail for check in verdict.not_run} == {"nobody answers at 127.0.0.1:1"}
+    assert not verdict.failed
+
+
+def test_what_is_still_pending_after_the_waiting_does_not_hold(world: Build) -> None:
+    evidence = replace(world(), pending=("the loader stands at 3 of 7 in ohlcv_raw/1",))
+    assert failed(evidence)["drained"].detail == "the loader stands at 3 of 7 in ohlcv_raw/1"
