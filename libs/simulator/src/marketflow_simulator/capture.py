@@ -5,7 +5,6 @@ guessed. Up to two million trades are held in memory, more are laid out in a tem
 """
 
 import gzip
-import io
 import math
 import mmap
 import re
@@ -94,16 +93,18 @@ class _Columns:
     def spill(self) -> None:
         for name, part in self.parts.items():
             if name not in self.files:
-                self.files[name] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the market
+                self.files[name] = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it is mapped
             part.tofile(self.files[name])
             self.parts[name] = array("q")
 
     def column(self, name: str) -> Sequence[int]:
         if name not in self.files:
             return self.parts[name]
-        self.parts[name].tofile(self.files[name])
-        self.files[name].flush()
-        return memoryview(mmap.mmap(self.files[name].fileno(), 0, access=mmap.ACCESS_READ)).cast("q")
+        file = self.files.pop(name)
+        self.parts[name].tofile(file)
+        file.flush()
+        with file:  # the mapping outlives the file
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)).cast("q")
 
 
 class RecordedTape:
@@ -319,8 +320,9 @@ def _read_dump(file: Path, symbol: str, add: _Add) -> None:
 def _read_rows(file: Path, lines: Iterable[bytes], symbol: str, add: _Add) -> None:
     number = 0
     try:
-        for number, line in enumerate(io.TextIOWrapper(lines, "utf-8"), 1):  # type: ignore[type-var]
-            row = line.strip().split(",")
+        for line in lines:
+            number += 1
+            row = line.decode().strip().split(",")
             if row == [""] or (number == 1 and row[0] == "id"):
                 continue
             if len(row) != 7:

@@ -103,7 +103,7 @@ class Control:
             from_id = params.integer("from_id")
         except ApiError as error:
             return refuse(error.message)
-        found = symbol.seen(symbol.tape.by_id(first if from_id is None else from_id, limit))
+        found = symbol.happened(first if from_id is None else from_id, limit)
         return answer(
             [
                 {
@@ -129,7 +129,7 @@ class Control:
             return refuse(f"interval {interval!r} is none of {', '.join(INTERVALS)}")
         length = INTERVALS[interval]
         first_us = self._market.start_us if from_us is None else from_us
-        first_us = max(first_us, symbol.tape.first_at_us // MINUTE_US * MINUTE_US) // length * length
+        first_us = max(first_us, symbol.first_at_us // MINUTE_US * MINUTE_US) // length * length
         closed_us = self._market.closed_us // length * length
         until_us = closed_us if to_us is None else min(-(-to_us // length) * length, closed_us)
         klines = await klines_between(self._market, symbol, interval, first_us, until_us)

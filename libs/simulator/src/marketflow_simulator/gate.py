@@ -69,7 +69,7 @@ class Gate:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             endpoint = f"{request.method} {request.path}"
-            call = Call(request, await request.text() if request.can_read_body else "")
+            call = Call(request, (await request.read()).decode("utf-8", "replace"))
             status, payload = 200, None
             try:
                 self._spend(weight if isinstance(weight, int) else weight(call.params))

@@ -7,6 +7,8 @@ import heapq
 from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
+import msgspec
+
 from marketflow_simulator.klines import INTERVALS, MINUTE_US, Kline, extend, flat, fold, merge
 from marketflow_simulator.symbols import AVG_PRICE_MINS, SymbolSpec
 from marketflow_simulator.trades import Tape, Trade
@@ -36,6 +38,8 @@ class SymbolMarket:
         self.stream = spec.symbol.lower()
         self.tape = tape
         self.start_us = start_us
+        self.first_at_us = tape.first_at_us
+        """Time of the first trade of all, history included."""
         first = next(tape.live(start_us), None)
         self.first: Trade | None = first
         """The first trade that is streamed, whether or not it has happened yet."""
@@ -56,10 +60,20 @@ class SymbolMarket:
         self.open = fold(self.tape.between(minute, us), minute, minute + MINUTE_US)
         self.upcoming = self.tape.live(us)
 
-    def seen(self, trades: Sequence[Trade]) -> list[Trade]:
-        """Those of `trades` that have happened."""
-        last_id = self.last.id if self.last else -1
-        return [trade for trade in trades if trade.id <= last_id]
+    def happened(self, from_id: int, limit: int) -> list[Trade]:
+        """At most `limit` trades whose id is `from_id` or higher, of those that have happened."""
+        last = self.last
+        if last is None or from_id > last.id:
+            return []
+        return [trade for trade in self.tape.by_id(from_id, limit) if trade.id <= last.id]
+
+
+class _Part(msgspec.Struct):
+    """The closed minutes of the latest kline of a longer interval, from `open_us` to `until_us`."""
+
+    open_us: int
+    until_us: int
+    kline: Kline | None
 
 
 class Market:
@@ -75,11 +89,13 @@ class Market:
         self.ended = False
         self.listeners: list[Listener] = []
         self._to_prepare = 0
+        self._latest: dict[tuple[str, str], _Part] = {}
         self.seek(start_us)
 
     def seek(self, us: int) -> None:
         """Go to market time `us` without telling anyone what happens on the way."""
         self.time_us = min(us, self.last_us)
+        self._latest.clear()
         self.next_mark_us = us // MARK_US * MARK_US + MARK_US
         self._heap: list[tuple[int, int, Trade]] = []
         for index, symbol in enumerate(self._in_order):
@@ -165,7 +181,7 @@ class Market:
 
     def minute(self, symbol: SymbolMarket, open_us: int) -> Kline | None:
         """The kline of the minute that begins at `open_us`; None before the first trade and in the future."""
-        if open_us > self.time_us or open_us + MINUTE_US <= symbol.tape.first_at_us:
+        if open_us > self.time_us or open_us + MINUTE_US <= symbol.first_at_us:
             return None
         if open_us >= self.closed_us:
             if symbol.open is not None:
@@ -187,10 +203,29 @@ class Market:
         length = INTERVALS[interval]
         if length == MINUTE_US:
             return self.minute(symbol, open_us)
-        first = max(open_us, symbol.tape.first_at_us // MINUTE_US * MINUTE_US)
-        until = min(open_us + length, self.closed_us + MINUTE_US)
-        parts = (self.minute(symbol, at) for at in range(first, until, MINUTE_US))
-        return merge((part for part in parts if part is not None), open_us, open_us + length)
+        first = max(open_us, symbol.first_at_us // MINUTE_US * MINUTE_US)
+        until = min(open_us + length, self.closed_us)
+        if open_us + length < self.closed_us:
+            return self._merge(symbol, first, until, open_us, length)
+        # The latest one is asked for every two seconds: what it has of closed minutes is kept.
+        key = (symbol.symbol, interval)
+        part = self._latest.get(key)
+        if part is None or part.open_us != open_us:
+            part = _Part(open_us, first, None)
+            self._latest[key] = part
+        if part.until_us < until:
+            more = self._merge(symbol, part.until_us, until, open_us, length)
+            if part.kline is None:
+                part.kline = more
+            elif more is not None:
+                extend(part.kline, more)
+            part.until_us = until
+        last = self.minute(symbol, until) if until < open_us + length else None
+        return merge((k for k in (part.kline, last) if k is not None), open_us, open_us + length)
+
+    def _merge(self, symbol: SymbolMarket, first_us: int, until_us: int, open_us: int, length: int) -> Kline | None:
+        minutes = (self.minute(symbol, at) for at in range(first_us, until_us, MINUTE_US))
+        return merge((minute for minute in minutes if minute is not None), open_us, open_us + length)
 
     def average_price(self, symbol: SymbolMarket) -> int | None:
         """Volume-weighted price of the last minutes (AVG_PRICE_MINS), or the last price if none traded."""

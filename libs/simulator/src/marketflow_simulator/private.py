@@ -23,6 +23,12 @@ _MICROSECONDS_FROM: Final = 100_000_000_000_000
 _ORDER_LIMITS: Final = ((10, 100, "10S"), (86_400, 200_000, "1D"))
 
 
+def signature(secret: bytes, query: str, body: str) -> str:
+    """HMAC-SHA256 over query string and form body, one after the other, as sent but for the signature itself."""
+    parts = ("&".join(p for p in text.split("&") if not p.startswith("signature=")) for text in (query, body))
+    return hmac.new(secret, "".join(parts).encode(), hashlib.sha256).hexdigest()
+
+
 class PrivateApi:
     """Handlers of the endpoints that belong to the one account."""
 
@@ -68,7 +74,7 @@ class PrivateApi:
             key = call.request.headers.get("X-MBX-APIKEY")
             if not key:
                 raise ApiError(-2014, "API-key format invalid.", 401)
-            if not hmac.compare_digest(key.encode(), self._key.encode()):
+            if not hmac.compare_digest(key.encode("utf-8", "replace"), self._key.encode()):
                 raise ApiError(-2015, "Invalid API-key, IP, or permissions for action.", 401)
             self._check_signature(call)
             self._check_time(call.params)
@@ -77,10 +83,8 @@ class PrivateApi:
         return check
 
     def _check_signature(self, call: Call) -> None:
-        """HMAC-SHA256 over the query string and the body as they were sent, one after the other."""
         given = call.params.required("signature")
-        query, body = _unsigned(call.query), _unsigned(call.body)
-        expected = hmac.new(self._secret, (query + body).encode(), hashlib.sha256).hexdigest()
+        expected = signature(self._secret, call.query, call.body)
         if not hmac.compare_digest(given.lower().encode(), expected.encode()):
             raise ApiError(-1022, "Signature for this request is not valid.")
 
@@ -252,11 +256,6 @@ class PrivateApi:
         ]
         forward = from_id is not None or start_ms > 0
         return [trade_json(fill) for fill in (found[:limit] if forward else found[-limit:])]
-
-
-def _unsigned(text: str) -> str:
-    """A query string or form body as it was before its signature was added."""
-    return "&".join(part for part in text.split("&") if not part.startswith("signature="))
 
 
 def _span_ms(params: Params) -> tuple[int, int]:

@@ -39,7 +39,7 @@ async def klines_between(
     turn = time.monotonic()
     for at in range(first_us, until_us, length):
         if length > MINUTE_US:  # fill the minutes one by one, in turns with the streams
-            for minute in range(max(at, symbol.tape.first_at_us // length * length), at + length, MINUTE_US):
+            for minute in range(max(at, symbol.first_at_us // length * length), at + length, MINUTE_US):
                 market.minute(symbol, minute)
                 if time.monotonic() - turn > _TURN_SECONDS:
                     await asyncio.sleep(0)
@@ -124,9 +124,7 @@ class PublicApi:
             return []
         if from_id is None:
             return [_trade_json(t) for t in symbol.tape.latest(symbol.last.id, limit)]
-        if from_id > symbol.last.id:
-            return []
-        return [_trade_json(t) for t in symbol.seen(symbol.tape.by_id(from_id, limit))]
+        return [_trade_json(t) for t in symbol.happened(from_id, limit)]
 
     async def agg_trades(self, call: Call) -> Any:
         symbol = find_symbol(self._market, call.params.required("symbol"))
@@ -135,7 +133,7 @@ class PublicApi:
         start_us, end_us = params.time_us("startTime"), params.time_us("endTime")
         if from_agg is not None and (start_us is not None or end_us is not None):
             raise ApiError(-1128, "Combination of optional parameters invalid.")
-        if symbol.last is None:
+        if symbol.last is None or (start_us is not None and start_us > self._market.time_us):
             return []
         tape, last = symbol.tape, symbol.last
         if from_agg is not None:
@@ -144,7 +142,7 @@ class PublicApi:
         elif start_us is not None:
             from_id = next((t.id for t in tape.live(start_us)), None)
         else:
-            until = tape.before(end_us + 1000) if end_us is not None else last
+            until = last if end_us is None else tape.before(min(end_us + 1000, self._market.time_us + 1))
             from_id = None
             if until is not None:
                 from_id = tape.agg_start(max(min(until.agg_id, last.agg_id) - limit + 1, 0))
@@ -160,7 +158,7 @@ class PublicApi:
     def _aggregates(self, symbol: SymbolMarket, from_id: int) -> Any:
         def each() -> Any:
             at = from_id
-            while page := symbol.seen(symbol.tape.by_id(at, 1000)):
+            while page := symbol.happened(at, 1000):
                 yield from page
                 at = page[-1].id + 1
 
@@ -175,7 +173,7 @@ class PublicApi:
         start_us, end_us = call.params.time_us("startTime"), call.params.time_us("endTime")
         last_us = self._market.time_us if end_us is None else min(end_us, self._market.time_us)
         until_us = last_us // length * length + length
-        earliest_us = symbol.tape.first_at_us // length * length
+        earliest_us = symbol.first_at_us // length * length
         if start_us is None:
             first_us = max(until_us - limit * length, earliest_us)
         else:

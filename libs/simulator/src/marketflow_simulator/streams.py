@@ -73,13 +73,6 @@ class Connection:
         self.waiting_bytes = 0
         self.recent: list[float] = []
 
-    def cut(self, why: str) -> None:
-        """Break the connection without a goodbye."""
-        self.pending.clear()
-        if not self.transport.is_closing():
-            log("socket_cut", level="warning", why=why, streams=len(self.streams))
-            self.transport.abort()
-
     def chatty(self, now: float) -> bool:
         """Note one incoming message; True if there were more than Binance allows in a second."""
         self.recent = [at for at in self.recent if at > now - 1.0]
@@ -127,9 +120,16 @@ class Hub:
         self.connections.pop(connection, None)
         self._touched.pop(connection, None)
 
+    def cut(self, connection: Connection, why: str) -> None:
+        """Break a connection without a goodbye; from now on it does not count as a reader."""
+        if not connection.transport.is_closing():
+            log("socket_cut", level="warning", why=why, streams=len(connection.streams))
+            connection.transport.abort()
+        self.remove(connection)
+
     def cut_all(self) -> None:
         for connection in list(self.connections):
-            connection.cut("fault disconnect")
+            self.cut(connection, "fault disconnect")
 
     def stall_for(self, seconds: float) -> None:
         self._stalled_until = max(self._stalled_until, time.monotonic() + seconds)
@@ -140,9 +140,9 @@ class Hub:
         if self.muted or not self._readers:
             return
         name = market.stream
-        shown = self._faults.shape(market.symbol, trade) if self._faults.waiting else (trade,)
         readers = self._readers.get(f"{name}@trade")
         if readers:
+            shown = self._faults.shape(market.symbol, trade) if self._faults.waiting else (trade,)
             for one in shown:
                 self._send(f"{name}@trade", readers, trade_payload(market.symbol, one))
         if f"{name}@aggTrade" in self._readers:
@@ -210,18 +210,18 @@ class Hub:
                 self._cut_overfull()
                 return
             self._stalled_until = 0.0
-        for connection in self._touched:
+        for connection in list(self._touched):
             if connection.pending and not connection.transport.is_closing():
                 connection.transport.write(b"".join(connection.pending))
                 if connection.transport.get_write_buffer_size() > limit:
-                    connection.cut("too slow")
+                    self.cut(connection, "too slow")
             connection.pending.clear()
         self._touched.clear()
 
     def _cut_overfull(self) -> None:
         for connection in list(self._touched):
             if sum(map(len, connection.pending)) > MAX_BUFFER:
-                connection.cut("too slow during a stall")
+                self.cut(connection, "too slow during a stall")
 
     async def taken(self) -> None:
         """Wait until every reader has room again; cut off those that take nothing for five seconds."""
@@ -235,7 +235,7 @@ class Hub:
                 if waiting > MAX_SPEED_BUFFER and not connection.transport.is_closing():
                     full = True
                     if now - connection.last_taken > STUCK_SECONDS:
-                        connection.cut(f"took nothing for {STUCK_SECONDS:g} s")
+                        self.cut(connection, f"took nothing for {STUCK_SECONDS:g} s")
             stalled = now < self._stalled_until
             if not full and not stalled:
                 return
@@ -243,11 +243,13 @@ class Hub:
 
     def ping(self, now: float) -> None:
         """Ping those whose turn it is; cut off those that have not answered for a minute."""
+        if now < self._stalled_until:
+            return
         for connection in list(self.connections):
             if now - connection.last_ping < PING_SECONDS:
                 continue
             if now - max(connection.last_pong, connection.opened) > PONG_SECONDS + PING_SECONDS:
-                connection.cut("no pong for a minute")
+                self.cut(connection, "no pong for a minute")
             elif not connection.transport.is_closing():
                 connection.last_ping = now
                 connection.transport.write(frame(str(int(time.time() * 1000)).encode(), 0x9))
@@ -285,12 +287,13 @@ class Hub:
         async for message in socket:
             now = time.monotonic()
             if connection.chatty(now):
-                connection.cut(f"more than {MESSAGES_PER_SECOND} messages a second")
+                self.cut(connection, f"more than {MESSAGES_PER_SECOND} messages a second")
                 return
             if message.type is WSMsgType.PONG:
                 connection.last_pong = now
             elif message.type is WSMsgType.PING:
-                await socket.pong(message.data)
+                if now >= self._stalled_until:  # a stalled socket does not answer either
+                    await socket.pong(message.data)
             elif message.type is WSMsgType.TEXT:
                 answer = self.command(connection, message.data)
                 await socket.send_str(msgspec.json.encode(answer).decode())

@@ -179,10 +179,12 @@ class SyntheticTape:
         """The price at each second of the minute, its end included, relative to the symbol's base price."""
         # Seconds since the epoch, so that the price does not depend on where the market was started.
         start = (self._origin + index * MINUTE_US) // 1_000_000
-        names = [(f"{self._key}/wave{period}", period, height) for period, height in _WAVES]
-        return [
-            sum(height * _wave(name, start + second, period) for name, period, height in names) for second in range(61)
-        ]
+        levels = [0.0] * 61
+        for period, height in _WAVES:  # no sum(): Python 3.12 adds floats differently
+            name = f"{self._key}/wave{period}"
+            for second in range(61):
+                levels[second] += height * _wave(name, start + second, period)
+        return levels
 
     def _make(self, index: int) -> list[Trade]:
         sizes = self._sizes(index)
