@@ -31,6 +31,7 @@ __all__ = [
     "Fenced",
     "PositionLost",
     "Record",
+    "admin",
     "committed",
     "consumer",
     "is_fenced",
@@ -193,9 +194,14 @@ def is_fenced(error: KafkaException) -> bool:
     )
 
 
+def admin(kafka: KafkaSettings) -> AdminClient:
+    """A client for look-ups that no consumer offers."""
+    return AdminClient(_security(kafka) | {"error_cb": _quiet})
+
+
 def partition_count(kafka: KafkaSettings, *names: str) -> int:
     """Number of partitions of the topics. Raises FatalKafkaError if one is missing or the numbers differ."""
-    client = AdminClient(_security(kafka) | {"error_cb": _quiet})
+    client = admin(kafka)
     try:
         found = client.list_topics(timeout=TIMEOUT).topics
     except KafkaException as error:

@@ -1,0 +1,56 @@
+"""The one place that wires the loader together.
+
+Must never be imported for anything but running it.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from marketflow_common import logs, topics
+from marketflow_common.health import Health
+from marketflow_common.kafka.sink import Limits, Sink
+
+from .broker import Broker
+from .effect import Rows
+from .settings import LoaderSettings
+from .warehouse import Away, Step, Warehouse, nothing
+
+__all__ = ["GROUP", "work"]
+
+GROUP: Final = "loader"
+_log = logs.get("loader")
+
+
+def work(settings: LoaderSettings, health: Health, stop: threading.Event, step: Step = nothing) -> None:
+    """Land all four topics until ``stop``. ``step`` is called at the steps of a flush, for tests of crashes."""
+    warehouse = Warehouse(settings.snowflake, step)
+    try:
+        _wait(warehouse, health, stop)
+        if stop.is_set():
+            return
+        rows = Rows(settings.kafka, warehouse, Broker(settings.kafka), health, settings.patience_seconds)
+        limits = Limits(settings.flush_rows, settings.flush_bytes, settings.flush_seconds)
+        Sink(settings.kafka, GROUP, topics.ALL, rows, health, limits).run(stop)
+    finally:
+        warehouse.close()
+
+
+def _wait(warehouse: Warehouse, health: Health, stop: threading.Event) -> None:
+    """Until the warehouse shows its positions: outside of the consumer group, nobody waits for this process."""
+    last = ""
+    while not stop.is_set():
+        try:
+            warehouse.positions(topics.ALL)
+            return
+        except Away as error:
+            if str(error) != last:
+                _log.warning(
+                    "warehouse_away", detail=str(error),
+                    remedy="check MARKETFLOW_SNOWFLAKE_*; python -m marketflow_loader.schema makes the tables",
+                )  # fmt: skip
+            last = str(error)
+            health.ready(False, last)
+            health.beat()
+            stop.wait(1.0)

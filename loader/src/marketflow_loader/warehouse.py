@@ -1,0 +1,187 @@
+"""The warehouse's side of a flush: positions, files to the stage, and the one transaction that makes rows appear.
+
+Must never commit rows without moving the positions they belong to, nor guess what a lost answer said.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import snowflake.connector
+from marketflow_common import logs
+from marketflow_common.settings import SnowflakeSettings
+from snowflake.connector.errors import Error
+
+__all__ = ["Away", "Moved", "Place", "Position", "Step", "Warehouse", "nothing"]
+
+STAGE = "RAW.LANDING"
+_log = logs.get("warehouse")
+Step = Callable[[str], None]
+
+
+def nothing(_: str) -> None:
+    """The step hook of a process that is not under test."""
+
+
+class Away(Exception):
+    """The warehouse did not answer, or refused; what was being done may or may not have happened."""
+
+
+class Moved(Exception):
+    """A position is not where this loader left it: somebody else has loaded. Nothing was written."""
+
+
+class Place(NamedTuple):
+    """A partition of a topic that is told apart from one of the same name made later."""
+
+    topic: str
+    """full name"""
+    topic_id: str
+    partition: int
+
+
+class Position(NamedTuple):
+    """How far a place has landed: the offset of the next record."""
+
+    place: Place
+    next_offset: int
+
+
+class Warehouse:
+    """One session, opened when needed. Every method raises Away when the warehouse does; call it again later."""
+
+    def __init__(self, settings: SnowflakeSettings, step: Step = nothing) -> None:
+        self._settings, self._step = settings, step
+        self._connection: Any = None
+        # The connector logs each failed attempt with a traceback; Away carries what matters.
+        logging.getLogger("snowflake.connector").setLevel(logging.CRITICAL)
+
+    @property
+    def connected(self) -> bool:
+        """Whether a session is open, as far as is known."""
+        return self._connection is not None
+
+    def close(self) -> None:
+        """Give the session up; its open transaction, if any, is rolled back by the warehouse."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Error, OSError):
+                connection.close()
+
+    def positions(self, topics: Collection[str]) -> list[Position]:
+        """All positions of topics (full names), those of former topics of the same name too."""
+        rows = self._ask(
+            "SELECT KAFKA_TOPIC, KAFKA_TOPIC_ID, KAFKA_PARTITION, NEXT_OFFSET FROM RAW.LOAD_OFFSETS "
+            f"WHERE KAFKA_TOPIC IN ({', '.join(['%s'] * len(topics))})",
+            tuple(sorted(topics)),
+        )
+        return [Position(Place(topic, topic_id, int(p)), int(offset)) for topic, topic_id, p, offset in rows]
+
+    def start(self, position: Position) -> None:
+        """Hold a position for a place that has none; one that is there already stays."""
+        place = position.place
+        self._ask(
+            "INSERT INTO RAW.LOAD_OFFSETS (KAFKA_TOPIC, KAFKA_TOPIC_ID, KAFKA_PARTITION, NEXT_OFFSET, UPDATED_AT) "
+            "SELECT %s, %s, %s, %s, CURRENT_TIMESTAMP() WHERE NOT EXISTS (SELECT 1 FROM RAW.LOAD_OFFSETS "
+            "WHERE KAFKA_TOPIC = %s AND KAFKA_TOPIC_ID = %s AND KAFKA_PARTITION = %s)",
+            (*place, position.next_offset, *place),
+        )
+
+    def land(self, name: str, tables: Mapping[str, pa.Table], moves: Sequence[tuple[Position, int]]) -> None:
+        """Make the tables' rows appear and move each position to its new offset, all or nothing.
+
+        ``name`` names the files and is used once only. Raises Moved if a position is not where ``moves`` says
+        (nothing is written then), Away if the outcome is unknown: read the positions again to learn it.
+        """
+        try:
+            paths = {}
+            for table, rows in tables.items():
+                paths[table] = self._put(f"{table.lower().replace('.', '/')}/{name}.parquet", rows)
+            self._step("put")
+            cursor = self._session().cursor()
+            cursor.execute("BEGIN")
+            self._step("begun")
+            statement, values = compare_and_set(moves)
+            cursor.execute(statement, values)
+            if cursor.rowcount != len(moves):
+                cursor.execute("ROLLBACK")
+                raise Moved(f"{cursor.rowcount} of {len(moves)} positions were where this loader left them")
+            self._step("compared")
+            for table, path in paths.items():
+                self._copy(cursor, table, path, tables[table].num_rows)
+            self._step("copied")
+            cursor.execute("COMMIT")
+            self._step("committed")
+        except (Error, OSError) as error:
+            self.close()
+            raise Away(_first_line(error)) from error
+
+    def _put(self, path: str, rows: pa.Table) -> str:
+        """Upload rows as a Parquet file, from memory: nothing is left on this machine's disk."""
+        data = io.BytesIO()
+        pq.write_table(rows, data, compression="zstd", compression_level=1, use_dictionary=_REPEATING)
+        data.seek(0)
+        self._step("parquet_written")
+        folder, _, file = path.rpartition("/")
+        cursor = self._session().cursor()
+        # The file's name is given by the URL; its bytes come from the stream.
+        cursor.execute(f"PUT file://{file} @{STAGE}/{folder} AUTO_COMPRESS=FALSE OVERWRITE=TRUE", file_stream=data)
+        return path
+
+    def _copy(self, cursor: Any, table: str, path: str, expected: int) -> None:
+        # FORCE: whether the file was loaded before is no question, its name is new; the load history is bypassed.
+        # PURGE: the file goes once it is loaded. A rolled back flush puts its rows again under another name.
+        cursor.execute(
+            f"COPY INTO {table} FROM @{STAGE}/{path} FILE_FORMAT=(TYPE=PARQUET USE_LOGICAL_TYPE=TRUE) "
+            "MATCH_BY_COLUMN_NAME=CASE_INSENSITIVE FORCE=TRUE PURGE=TRUE"
+        )
+        names = [column.name.lower() for column in cursor.description]
+        at = names.index("rows_loaded") if "rows_loaded" in names else None
+        loaded = sum(int(row[at]) for row in cursor.fetchall()) if at is not None else 0
+        if loaded != expected:
+            cursor.execute("ROLLBACK")
+            raise Away(f"COPY INTO {table} loaded {loaded} rows of {expected} in {path}; nothing was committed")
+
+    def _ask(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        try:
+            return list(self._session().cursor().execute(statement, values).fetchall())
+        except (Error, OSError) as error:
+            self.close()
+            raise Away(_first_line(error)) from error
+
+    def _session(self) -> Any:
+        if self._connection is None:
+            self._connection = snowflake.connector.connect(**self._settings.connect_arguments("loader"))
+            _log.info("connected", account=self._settings.account, database=self._settings.database)
+        return self._connection
+
+
+_REPEATING = ["KAFKA_TOPIC", "KAFKA_TOPIC_ID", "SOURCE", "SYMBOL", "EVENT_TYPE", "INTERVAL", "ACCOUNT"]
+"""Columns that are worth a dictionary; the others hardly repeat."""
+
+
+def compare_and_set(moves: Sequence[tuple[Position, int]]) -> tuple[str, tuple[Any, ...]]:
+    """One UPDATE that moves every position, each only from where it is held; its row count tells."""
+    cases, wheres = [], []
+    case_values: list[Any] = []
+    where_values: list[Any] = []
+    for (place, held), following in moves:
+        cases.append("WHEN KAFKA_TOPIC_ID = %s AND KAFKA_PARTITION = %s THEN %s")
+        case_values += [place.topic_id, place.partition, following]
+        wheres.append("(KAFKA_TOPIC = %s AND KAFKA_TOPIC_ID = %s AND KAFKA_PARTITION = %s AND NEXT_OFFSET = %s)")
+        where_values += [*place, held]
+    return (
+        f"UPDATE RAW.LOAD_OFFSETS SET NEXT_OFFSET = CASE {' '.join(cases)} END, UPDATED_AT = CURRENT_TIMESTAMP() "
+        f"WHERE {' OR '.join(wheres)}",
+        (*case_values, *where_values),
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
