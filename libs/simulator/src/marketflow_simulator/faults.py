@@ -30,7 +30,7 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
     seconds: float = 0.0
     """`stall`: how long the sockets are silent. `late_answer`: how late the answer is. Wall time."""
     status: int = 503
-    """`rest_error`, `order_lost_answer`: HTTP status of the answer; 0 closes the connection instead."""
+    """`rest_error`, `order_lost_answer`: HTTP status of the answer; 0 breaks the connection instead."""
     code: int | None = None
     """`rest_error`: Binance's error code, by default the one that belongs to the status."""
     retry_after: int | None = None
@@ -71,6 +71,8 @@ class Faults:
             raise FaultError(f"seconds is {fault.seconds:g}, {fault.kind} needs more than 0 and at most 3600")
         if fault.kind == "reorder" and fault.count < 2:
             raise FaultError(f"count is {fault.count}, it takes 2 trades or more to be out of order")
+        if fault.kind == "rest_error" and not 400 <= fault.status <= 599 and fault.status != 0:
+            raise FaultError(f"status is {fault.status}, an error is 400 to 599, or 0 for no answer at all")
         fault.id = next(self._numbers)
         fault.used = 0
         if fault.kind == "disconnect":
