@@ -1,0 +1,347 @@
+"""One symbol's trades in the order of their ids, and its minutes once every trade of them is out.
+
+Pure: no I/O, no clock. Events go in by methods, records to publish are appended to ``out``, and ``need()`` says
+what only the exchange's REST side can tell. Must never put out a trade twice, out of order, or beyond a hole
+that was not filled or declared.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from marketflow_common.events import Event, Gap, Kline, Trade, Watermark
+from marketflow_common.intervals import MINUTE, window_start
+from msgspec.structs import replace
+
+__all__ = ["Before", "Hole", "Minutes", "Need", "SymbolSequence", "Tail", "unpublished"]
+
+_KEPT_MINUTES = 10_080
+"""Minutes whose first id is remembered while no watermark comes to forget them: a week."""
+
+
+class Before(NamedTuple):
+    """Nothing was ever published: wanted are the trades before ``trade_id``, back to one before the time ``at``."""
+
+    trade_id: int
+    at: int
+
+
+class Hole(NamedTuple):
+    """Trades ``first`` to ``last`` are missing; ``last`` None: it is not known whether there are any.
+
+    ``urgent``: later trades wait for them. Otherwise the stream itself may still bring them in a moment.
+    """
+
+    first: int
+    last: int | None
+    urgent: bool
+
+
+class Minutes(NamedTuple):
+    """The stream did not bring the closed klines of the minutes from ``start`` up to ``end`` (exclusive)."""
+
+    start: int
+    end: int
+
+
+Need = Before | Hole | Minutes
+
+
+class _Minute(NamedTuple):
+    """A closed kline that waits until everything up to ``last_id`` is out (None: not yet known up to where)."""
+
+    kline: Kline
+    last_id: int | None
+
+
+class Tail:
+    """What the end of the topic says of one symbol. Fed with its records, from the last one backwards."""
+
+    def __init__(self) -> None:
+        self.last_id = -1
+        """Last id that was published or declared missing; -1: none."""
+        self.through = 0
+        """``through`` of the last watermark; 0: none."""
+        self.firsts: dict[int, int] = {}
+        """First id of each minute that was seen."""
+        self._lowest: int | None = None
+        self._proven: int | None = None
+
+    @property
+    def known(self) -> bool:
+        """Nothing further back can change it: the last watermark and all ids after its own were seen."""
+        if self._proven is None or self._lowest is None:
+            return False
+        return self._lowest - 1 <= self._proven <= self.last_id
+
+    def take(self, event: Event) -> None:
+        """The record before the ones taken so far."""
+        if isinstance(event, Watermark):
+            if self._proven is None:
+                self._proven, self.through = event.last_trade_id, event.through
+        elif isinstance(event, Trade | Gap):
+            first, last = _ids(event)
+            self.last_id = max(self.last_id, last)
+            self._lowest = first if self._lowest is None else min(self._lowest, first)
+            if isinstance(event, Trade):
+                minute = window_start(event.traded_at)
+                self.firsts[minute] = min(self.firsts.get(minute, first), first)
+
+
+class SymbolSequence:
+    """The state machine of one symbol. ``unsettled`` is True while ``need()`` has something to ask."""
+
+    def __init__(self, source: str, symbol: str, out: list[Event], tail: Tail | None = None) -> None:
+        self.source, self.symbol = source, symbol
+        self.unsettled = False
+        self.duplicates = self.filled_count = 0
+        self._out = out
+        self._held: dict[int, Trade] = {}
+        self._minutes: list[_Minute] = []
+        self._next = -1  # id to publish next; -1: nothing was ever published
+        self._through = 0  # the minutes before it are proven, or will never be
+        self._asked = 0  # the minutes before it were asked for by REST
+        self._minute_end = 0
+        self._firsts: dict[int, int] = {}
+        self._unproven = False  # since the last (re)connection nothing says that no trade is missing at the end
+        self._resumed = False
+        if tail is not None and tail.last_id >= 0:
+            self._next = tail.last_id + 1
+            self._through = tail.through or min(tail.firsts, default=0)
+            self._firsts = {at: tail.firsts[at] for at in sorted(tail.firsts) if at >= self._through}
+            self._minute_end = max(self._firsts, default=self._through - MINUTE) + MINUTE
+
+    @property
+    def last_id(self) -> int:
+        """The last id that is out or declared missing; -1: none."""
+        return self._next - 1 if self._next >= 0 else -1
+
+    @property
+    def held(self) -> int:
+        """Trades that wait for a hole to be filled."""
+        return len(self._held)
+
+    # --- what the stream says ------------------------------------------------------------------------
+
+    def connected(self) -> None:
+        """The stream begins (again) here: trades may be missing between the last one and the next."""
+        if self._next >= 0 or self._held:
+            self._unproven = self._resumed = self.unsettled = True
+
+    def trade(self, trade: Trade) -> None:
+        """The next trade of the stream."""
+        if trade.trade_id == self._next:
+            self._publish(trade)
+            if self.unsettled:
+                self._proven_up_to(trade.trade_id)
+                self._advance()
+        elif trade.trade_id < self._next or trade.trade_id in self._held:
+            self.duplicates += 1
+        else:
+            self._held[trade.trade_id] = trade
+            self.unsettled = True
+            if self._next >= 0:
+                self._proven_up_to(trade.trade_id - 1)
+
+    def minute(self, kline: Kline) -> None:
+        """The exchange has closed a minute."""
+        if self._next < 0 and not self._held:
+            return  # nothing of the symbol is known yet, so there is nothing to prove
+        self._through = self._through or kline.open_time
+        if kline.open_time < self._through or any(kline.open_time == m.kline.open_time for m in self._minutes):
+            return
+        last_id: int | None = kline.last_trade_id
+        if kline.trade_count == 0:
+            # Names no id; but the stream has sent everything before it.
+            last_id = None if self._unproven else max(self._held, default=self._next - 1)
+        insort(self._minutes, _Minute(kline, last_id), key=lambda m: m.kline.open_time)
+        self._advance()
+
+    # --- what REST says ------------------------------------------------------------------------------
+
+    def need(self) -> Need | None:
+        """What is to be asked of REST now."""
+        if self._next < 0:
+            if not self._held:
+                return None
+            first = self._held[min(self._held)]
+            return Before(first.trade_id, window_start(first.traded_at))
+        if self._held:
+            return Hole(self._next, min(self._held) - 1, True)
+        head = self._minutes[0] if self._minutes else None
+        if head is not None and head.last_id is not None and head.last_id >= self._next:
+            return Hole(self._next, head.last_id, False)
+        if self._unproven:
+            return Hole(self._next, None, False)
+        known = max(self._through, self._asked)
+        if head is not None and head.kline.open_time > known:
+            return Minutes(known, head.kline.open_time)
+        # A trade of a later minute says that all minutes before it are closed.
+        if self._resumed and self._minute_end - MINUTE > known:
+            return Minutes(known, self._minute_end - MINUTE)
+        return None
+
+    def start(self, earlier: Sequence[Trade]) -> bool:
+        """Answer to Before: trades before the first one, by id. Returns whether the first minute is whole."""
+        first = self._held[min(self._held)]
+        minute, begin, run = window_start(first.traded_at), first.trade_id, []
+        for trade in reversed(earlier):
+            if trade.trade_id >= begin:
+                continue
+            if trade.trade_id != begin - 1:
+                break
+            run.append(trade)
+            begin = trade.trade_id
+            if trade.traded_at < minute:
+                break
+        self._next, self._through = begin, minute
+        self._minutes = [m for m in self._minutes if m.kline.open_time >= minute]
+        for trade in reversed(run):
+            self._publish(trade)
+        self.filled_count += len(run)
+        self._advance()
+        return bool(run) and run[-1].traded_at < minute
+
+    def filled(self, trades: Iterable[Trade], at_end: bool) -> bool:
+        """Answer to Hole: the exchange's trades from ``first`` on, by id; ``at_end``: there were no more.
+
+        What is missing below a trade that the answer holds is lost for good: a final gap. Returns whether the
+        answer brought the symbol forward.
+        """
+        before = self._next
+        for trade in trades:
+            if trade.trade_id < self._next:
+                continue
+            while self._next < trade.trade_id:
+                if not self._publish_held():
+                    end = min([trade.trade_id, *(i for i in self._held if i < trade.trade_id)])
+                    self._gap(end - 1, "the exchange does not have these trades", final=True)
+            if self._held.pop(trade.trade_id, None) is None:
+                self.filled_count += 1
+            self._publish(trade)
+        if at_end:
+            self._proven_up_to(self._next - 1)
+        self._advance()
+        return self._next > before
+
+    def closed(self, need: Minutes, klines: Iterable[Kline]) -> None:
+        """Answer to Minutes: closed klines in order of time, whose ids REST does not tell.
+
+        Only those whose count agrees with the published ids become watermarks; a later one covers the others.
+        """
+        for kline in klines:
+            if not self._through <= kline.open_time < need.end:
+                continue
+            first, end = self._first_from(kline.open_time), self._first_from(kline.open_time + MINUTE)
+            if kline.trade_count == end - first:
+                ids = (first, end - 1) if kline.trade_count else (-1, -1)
+                self._watermark(replace(kline, first_trade_id=ids[0], last_trade_id=ids[1]), end - 1)
+        self._asked, self._resumed = max(self._asked, need.end), False
+        self._advance()
+
+    def give_up(self, reason: str) -> Gap | None:
+        """REST did not answer in time: go on without, and say what is missing. Returns the gap, if it is one.
+
+        Where not even the end of the hole is known, nothing is declared: it stays open.
+        """
+        need, gap = self.need(), None
+        if isinstance(need, Before):
+            self.start(())
+        elif isinstance(need, Minutes):
+            self.closed(need, ())
+        elif isinstance(need, Hole) and need.last is not None:
+            gap = self._gap(need.last, reason, final=False)
+            self._advance()
+        return gap
+
+    # --- going forward -------------------------------------------------------------------------------
+
+    def _publish(self, trade: Trade) -> None:
+        self._out.append(trade)
+        self._next = trade.trade_id + 1
+        if trade.traded_at >= self._minute_end:
+            minute = window_start(trade.traded_at)
+            self._minute_end = minute + MINUTE
+            self._through = self._through or minute
+            self._firsts[minute] = trade.trade_id
+            if len(self._firsts) > _KEPT_MINUTES:
+                del self._firsts[next(iter(self._firsts))]
+
+    def _publish_held(self) -> bool:
+        trade = self._held.pop(self._next, None)
+        if trade is None:
+            return False
+        self._publish(trade)
+        return True
+
+    def _gap(self, last: int, reason: str, final: bool) -> Gap:
+        gap = Gap(self.source, self.symbol, self._next, last, reason, final)
+        self._out.append(gap)
+        self._next = last + 1
+        return gap
+
+    def _proven_up_to(self, last_id: int) -> None:
+        """Everything that happened before this moment of the stream has an id of at most ``last_id``."""
+        if self._unproven:
+            self._unproven = False
+            self._minutes = [m if m.last_id is not None else m._replace(last_id=last_id) for m in self._minutes]
+
+    def _advance(self) -> None:
+        if self._next >= 0:
+            while self._held and self._publish_held():
+                pass
+            self._prove()
+        self.unsettled = self.need() is not None
+        if not self.unsettled:
+            self._resumed = False
+
+    def _prove(self) -> None:
+        while self._minutes:
+            kline, last_id = self._minutes[0]
+            if kline.open_time >= self._through:
+                if last_id is None or last_id >= self._next or kline.open_time > max(self._through, self._asked):
+                    return
+                empty = kline.trade_count == 0
+                self._watermark(kline, self._first_from(kline.open_time + MINUTE) - 1 if empty else last_id)
+            self._minutes.pop(0)
+
+    def _watermark(self, kline: Kline, last_id: int) -> None:
+        self._through = kline.close_time + 1
+        self._out.append(Watermark(self.source, self.symbol, self._through, last_id, kline))
+        self._firsts = {at: first for at, first in self._firsts.items() if at >= self._through}
+
+    def _first_from(self, at: int) -> int:
+        """First published id of the minutes from ``at`` on; the next id if none was published there."""
+        return next((first for minute, first in self._firsts.items() if minute >= at), self._next)
+
+
+def unpublished(
+    events: Iterable[Event], sequences: Iterable[SymbolSequence], tails: dict[str, Tail]
+) -> list[Event] | None:
+    """Those of ``events`` that the topic (as ``tails`` show it) does not hold yet, in order.
+
+    None: the topic and these do not add up to what the sequences have put out, so somebody else has written to
+    it, or it has lost records.
+    """
+    rest: list[Event] = []
+    last = {symbol: tail.last_id for symbol, tail in tails.items()}
+    for event in events:
+        if isinstance(event, Watermark):
+            if event.through > tails[event.symbol].through:
+                rest.append(event)
+        elif isinstance(event, Trade | Gap):
+            first, end = _ids(event)
+            if end > last[event.symbol]:
+                if first != last[event.symbol] + 1 and last[event.symbol] >= 0:
+                    return None
+                last[event.symbol] = end
+                rest.append(event)
+    return rest if all(last[s.symbol] == s.last_id for s in sequences) else None
+
+
+def _ids(event: Trade | Gap) -> tuple[int, int]:
+    if isinstance(event, Trade):
+        return event.trade_id, event.trade_id
+    return event.first_trade_id, event.last_trade_id
