@@ -227,6 +227,10 @@ def _unknown(kind: type[BaseSettings], environ: Mapping[str, str]) -> list[str]:
 def _problems(kind: type[BaseSettings], error: ValidationError) -> list[str]:
     lines = []
     for detail in error.errors():
+        if not detail["loc"]:
+            # A rule over several fields: it names them itself, and its input is all of them, secrets included.
+            lines.append(str(detail["msg"]).removeprefix("Value error, "))
+            continue
         name = f"{kind.model_config.get('env_prefix', '')}{'_'.join(map(str, detail['loc']))}".upper()
         secret = any(word in name for word in ("SECRET", "TOKEN", "PASSWORD", "KEY", "WEBHOOK"))
         if detail["type"] == "missing":
