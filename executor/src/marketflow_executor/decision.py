@@ -1,0 +1,162 @@
+"""From a signal to an intent or to the reason for none: sizing, limits and the exchange's filters.
+
+Pure: the exchange's time and everything else that counts is handed in. Must never decide on what is not there.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal, localcontext
+from typing import Final, Literal
+
+import msgspec
+from marketflow_common.events import OrderIntended, Signal, SignalSkipped, TradingState
+from marketflow_common.intervals import close_time
+from marketflow_common.numbers import EXACT, ZERO, fixed
+
+from .books import Position
+from .filters import Instrument
+from .orders import order_id
+
+__all__ = ["SKIP_REASONS", "Limits", "Skip", "View", "decide"]
+
+Skip = Literal[
+    "unknown_symbol",
+    "symbol_not_trading",
+    "halted",
+    "reduce_only",
+    "too_old",
+    "attempts_exhausted",
+    "order_open",
+    "no_position",
+    "position_limit",
+    "exposure_limit",
+    "insufficient_balance",
+    "below_min_notional",
+    "filter",
+]
+SKIP_REASONS: Final[tuple[Skip, ...]] = Skip.__args__  # type: ignore[attr-defined]
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """The account's sizes and limits, amounts in quote. ``max_signal_age_ms`` 0: no limit."""
+
+    account: str
+    mode: str
+    order_quote: Decimal
+    max_position_quote: Decimal
+    max_exposure_quote: Decimal
+    max_signal_age_ms: int
+    max_attempts: int
+    recv_window_ms: int
+
+
+class View(msgspec.Struct, frozen=True):
+    """The account as the decision sees it; ``exposure`` is the cost of all positions, ``free`` the quote balance."""
+
+    position: Position
+    exposure: Decimal
+    free: Decimal
+    state: TradingState
+    order_open: bool
+
+
+def decide(
+    signal: Signal, attempt: int, view: View, instrument: Instrument | None, limits: Limits, now_ms: int
+) -> OrderIntended | SignalSkipped:
+    """The order to be sent for a BUY or SELL signal, or why none is. ``now_ms`` is the exchange's time."""
+    sized = _size(signal, attempt, view, instrument, limits, now_ms)
+    if isinstance(sized, Decimal):
+        assert signal.signal_type != "HOLD"
+        return OrderIntended(
+            account=limits.account,
+            order_id=order_id(signal.id, attempt),
+            signal_id=signal.id,
+            attempt=attempt,
+            symbol=signal.symbol,
+            side=signal.signal_type,
+            order_type="MARKET",
+            qty=fixed(sized),
+            quote_qty=None,
+            price=None,
+            timestamp_ms=now_ms,
+            recv_window_ms=limits.recv_window_ms,
+            mode=limits.mode,
+            signal_close=signal.close,
+            signal_last_trade_id=signal.last_trade_id,
+        )
+    reason, detail = sized
+    return SignalSkipped(limits.account, signal.id, signal.symbol, signal.signal_type, reason, detail)
+
+
+def _size(
+    signal: Signal, attempt: int, view: View, instrument: Instrument | None, limits: Limits, now_ms: int
+) -> Decimal | tuple[Skip, str]:
+    if attempt > limits.max_attempts:
+        return "attempts_exhausted", f"{limits.max_attempts} attempts provably did not reach the exchange"
+    if instrument is None:
+        return "unknown_symbol", f"the exchange does not list {signal.symbol}"
+    if signal.close <= 0:
+        return "filter", f"its close is {signal.close:f}"
+    age_ms = now_ms - (close_time(signal.open_time, signal.interval) + 1) // 1_000
+    if 0 < limits.max_signal_age_ms < age_ms:
+        return "too_old", f"its candle closed {age_ms} ms ago by the exchange's clock, limit {limits.max_signal_age_ms}"
+    if view.state == "HALTED":
+        return "halted", "trading is halted; order_events says why (trading_state_changed)"
+    if view.order_open:
+        return "order_open", f"an order of {signal.symbol} has not ended yet"
+    if not instrument.trading:
+        return "symbol_not_trading", f"the exchange does not trade {signal.symbol} now"
+    if signal.signal_type == "SELL":
+        return _sell(signal, view.position, instrument, limits)
+    if view.state == "REDUCE_ONLY":
+        return "reduce_only", "only positions may be reduced"
+    return _buy(signal, view, instrument, limits)
+
+
+def _buy(signal: Signal, view: View, instrument: Instrument, limits: Limits) -> Decimal | tuple[Skip, str]:
+    with localcontext(EXACT):
+        rooms: list[tuple[Decimal, Skip, str]] = [
+            (limits.order_quote, "below_min_notional", f"order size {limits.order_quote:f}"),
+            (
+                limits.max_position_quote - view.position.cost,
+                "position_limit",
+                f"{view.position.cost:f} of {limits.max_position_quote:f} is held",
+            ),
+            (
+                limits.max_exposure_quote - view.exposure,
+                "exposure_limit",
+                f"{view.exposure:f} of {limits.max_exposure_quote:f} is held in all symbols",
+            ),
+        ]
+        # The tightest limit sizes the order, and is the reason if too little is left; the order's own size goes first.
+        quote, reason, detail = min(rooms, key=lambda room: room[0])
+        qty = instrument.affordable(max(quote, ZERO), signal.close)
+        notional = qty * signal.close
+    problem = instrument.problem(qty, signal.close)
+    if problem is not None:
+        if reason == "below_min_notional" and notional >= instrument.min_notional:
+            reason = "filter"
+        return reason, f"{problem} ({detail})"
+    if notional > view.free:
+        quote_asset = instrument.assets.quote
+        return "insufficient_balance", f"{notional:f} {quote_asset} needed, {view.free:f} there"
+    return qty
+
+
+def _sell(signal: Signal, position: Position, instrument: Instrument, limits: Limits) -> Decimal | tuple[Skip, str]:
+    if position.qty <= 0:
+        return "no_position", f"no {instrument.assets.base} is held"
+    with localcontext(EXACT):
+        whole = instrument.round_down(position.qty)
+        if instrument.max_qty:
+            whole = min(whole, instrument.round_down(instrument.max_qty))
+        qty = min(instrument.affordable(limits.order_quote, signal.close), whole)
+        # A rest that could never be sold by itself goes along.
+        if (position.qty - qty) * signal.close < instrument.min_notional:
+            qty = whole
+    problem = instrument.problem(qty, signal.close)
+    if problem is None:
+        return qty
+    with localcontext(EXACT):
+        small = qty * signal.close < instrument.min_notional or qty < instrument.min_qty or not qty
+    return ("below_min_notional" if small else "filter"), f"{problem} ({position.qty:f} held)"

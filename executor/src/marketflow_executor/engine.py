@@ -1,0 +1,461 @@
+"""One term of leadership: fold the log, recover, then signal by signal decide, record, send, record.
+
+Must never send an order whose intent has not committed, nor send one twice, nor go on after the term is over.
+Whatever goes wrong with Kafka ends the term; the next one starts from the log, by the same code as at start.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from marketflow_common import clock, logs, metrics, topics
+from marketflow_common.events import (
+    AccountOpened,
+    Command,
+    OrderEvent,
+    OrderIntended,
+    Signal,
+    SignalSkipped,
+    TradingState,
+    TradingStateChanged,
+)
+from marketflow_common.health import Health
+from marketflow_common.kafka import client
+from marketflow_common.kafka.client import FatalKafkaError, Fenced, PositionLost
+from marketflow_common.kafka.source import read_back
+from marketflow_common.settings import KafkaSettings
+
+from . import meters
+from .account import Account
+from .decision import Limits, decide
+from .exchange import Exchange, Unavailable
+from .orders import Answer, Learned, Throttled, expired, learn
+
+__all__ = ["Broken", "Engine", "TermOver"]
+
+T = TypeVar("T")
+_log = logs.get("executor")
+RECONCILER: Final = "reconciliation"
+IDLE_COMMIT_S: Final = 5.0
+"""Signals that ask for nothing move the position; it is committed this often, so that a restart reads little again."""
+ASK_FIRST_S: Final = 0.1
+ASK_LAST_S: Final = 1.0
+"""An order that is open or unknown is asked for after this long, then at twice the distance up to the last."""
+RETRY_S: Final = 0.5
+
+
+class TermOver(Exception):
+    """Another instance leads now, or this one is stopping."""
+
+
+class Broken(Exception):
+    """A transaction's end is not known: everything is put back to what is in the log."""
+
+
+@dataclass
+class _Pending:
+    """What is being done about an order that has not ended."""
+
+    signal: Signal | None = None
+    due: float = 0.0
+    asked: int = 0
+    resend: bool = False
+    lost: str = ""
+    """Why it provably never arrived; what is left to do is to close it and to decide again."""
+    known: bool = False
+    """Whether the exchange has said that it has it."""
+
+
+class Engine:
+    """Trades one account from ``open`` until the term is over."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        limits: Limits,
+        exchange: Exchange,
+        health: Health,
+        leads: Callable[[], bool],
+        partitions: int,
+        *,
+        not_found_margin_ms: int,
+        reconcile_s: float,
+        step: Callable[[str], None],
+    ) -> None:
+        self._kafka, self._limits, self._exchange, self._health = kafka, limits, exchange, health
+        self._leads, self._margin_ms, self._reconcile_s, self._step = leads, not_found_margin_ms, reconcile_s, step
+        self.account = Account(limits.account, {})
+        self._name = f"executor-{limits.account}"
+        self._partitions = partitions
+        self._producer: Producer | None = None
+        self._consumer: Consumer | None = None
+        self._positions: dict[int, int] = {}
+        self._uncommitted: set[int] = set()
+        self._committed_at = time.monotonic()
+        self._started = False
+        self._pending: dict[str, _Pending] = {}
+        self._stop = threading.Event()
+
+    def run(self, stop: threading.Event) -> None:
+        """Trade until ``stop``. Raises TermOver, Broken, Fenced or FatalKafkaError."""
+        self._stop = stop
+        try:
+            self._open()
+            self._recover()
+            self._subscribe()
+            self._started = True
+            self._health.ready(True)
+            _log.info("leading", account=self._limits.account, mode=self._limits.mode, state=self.account.state)
+            self._work()
+        except KafkaException as error:
+            raise self._judge(error) from error
+        finally:
+            self._health.ready(False, "not leading")
+            # Without its producer and consumer this term can publish nothing more.
+            self._producer = None
+            if self._consumer is not None:
+                self._consumer.close()
+                self._consumer = None
+
+    # --- start ---------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """Fence the former leader and fold the log."""
+        self._producer = client.producer(self._kafka, self._name)
+        # Returns only after the former leader's transaction is decided, in events and offsets alike.
+        self._producer.init_transactions(self._kafka.transaction_timeout_ms / 1000 + client.TIMEOUT)
+        events: list[OrderEvent] = []
+        for partition in range(self._partitions):
+            for record in client.read_range(self._kafka, topics.ORDER_EVENTS, partition, 0, self._alive):
+                if record.event.account == self._limits.account:
+                    events.append(record.event)
+        for symbol in sorted({event.symbol for event in events if isinstance(event, OrderIntended)}):
+            self._know(symbol, traded=True)
+        for event in events:
+            self.account.apply(event)
+        opened = self.account.opened
+        if opened is not None and opened.mode != self._limits.mode:
+            raise FatalKafkaError(
+                f"account {opened.account!r} was opened in mode {opened.mode} and cannot go on in mode "
+                f"{self._limits.mode}, whose exchange knows other balances; set MARKETFLOW_EXECUTOR_ACCOUNT to another"
+            )
+        if opened is None:
+            balances = self._until_available(self._exchange.opening_balances)
+            now = self._until_available(self._exchange.now_ms)
+            self._commit([AccountOpened(self._limits.account, self._limits.mode, balances, now * 1_000)])
+        meters.show(self.account)
+        _log.info("folded", events=len(events), open_orders=sorted(self.account.open), state=self.account.state)
+
+    def _recover(self) -> None:
+        """Find out what became of every open intent, then compare with the exchange, then decide again on the lost."""
+        self._pending = {order_id: _Pending() for order_id in self.account.open}
+        while any(not (p.known or p.lost) for p in self._pending.values()):
+            self._alive()
+            self._tend(settle=False)
+            self._pause(0.02)
+        # Orders that provably never arrived have no effect on balances, so the books can be compared before they are
+        # closed; a new attempt is made only if trading is not halted then.
+        self._until_available(self._reconcile)
+        while any(p.lost for p in self._pending.values()):
+            self._alive()
+            self._tend(settle=True)
+            self._pause(0.02)
+
+    def _subscribe(self) -> None:
+        """Take all signals from the committed positions on."""
+        self._consumer = consumer = client.consumer(self._kafka, self._name)
+        topic = self._kafka.topic(topics.TRADING_SIGNALS)
+        for partition in range(self._partitions):
+            start = client.committed(consumer, topic, partition).offset
+            if start < 0:
+                start, _ = client.watermarks(consumer, topic, partition)
+            self._positions[partition] = start
+        consumer.assign([TopicPartition(topic, p, at) for p, at in self._positions.items()])
+
+    # --- the loop ------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        assert self._consumer is not None
+        next_check = time.monotonic() + self._reconcile_s
+        while not self._stop.is_set():
+            self._alive()
+            pause = self._exchange.paused_s()
+            if pause:
+                self._stop.wait(min(pause, 0.1))
+            else:
+                for message in self._poll(self._consumer):
+                    self._take(message)
+            self._tend(settle=True)
+            now = time.monotonic()
+            if self._uncommitted and now - self._committed_at > IDLE_COMMIT_S:
+                self._commit([])
+            if now >= next_check and not self._pending and not pause:
+                next_check = now + self._reconcile_s
+                try:
+                    self._exchange.refresh()
+                    self._reconcile()
+                except Unavailable as error:
+                    _log.warning("exchange_unavailable", detail=str(error), effect="checked again later")
+
+    def _poll(self, consumer: Consumer) -> list[Message]:
+        due = min((p.due for p in self._pending.values()), default=float("inf")) - time.monotonic()
+        first = consumer.poll(max(0.0, min(0.1, due)))
+        if first is None:
+            return []
+        good = []
+        for message in [first, *consumer.consume(500, 0)]:
+            error = message.error()
+            if error is None:
+                good.append(message)
+            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+                raise PositionLost(f"{error.str()}; nothing was reset")
+            elif error.fatal():
+                raise FatalKafkaError(error.str())
+            else:
+                _log.warning("consume_error", detail=error.str())
+        return good
+
+    def _take(self, message: Message) -> None:
+        """One record of trading_signals."""
+        if self._stop.is_set():
+            raise TermOver("stopping")
+        partition, offset = message.partition(), message.offset()
+        assert partition is not None
+        assert offset is not None
+        metrics.MESSAGES_IN.labels(topics.TRADING_SIGNALS).inc()
+        record = next(client.records_of([message], topics.TRADING_SIGNALS), None)
+        event = record.event if record is not None else None
+        signal = event if isinstance(event, Signal) and event.signal_type != "HOLD" else None
+        if isinstance(event, Command):
+            meters.COMMANDS_IGNORED.labels(event.action).inc()
+            _log.warning("command_not_honoured", id=event.id, action=event.action, detail="this version honours none")
+        if signal is not None and self.account.answered(signal.id):
+            _log.warning("signal_repeated", signal_id=signal.id, partition=partition, offset=offset)
+            signal = None
+        if signal is not None:
+            # Before the position moves: if the rules cannot be had, the signal is still to be decided.
+            self._know(signal.symbol)
+        self._positions[partition] = offset + 1
+        self._uncommitted.add(partition)
+        if signal is not None and record is not None:
+            self._decide(signal, 1, [], "")
+            meters.ORDER_LATENCY.observe(max(0.0, (clock.now_ms() - record.appended_ms) / 1_000))
+
+    def _decide(self, signal: Signal, attempt: int, before: list[OrderEvent], instead_of: str) -> None:
+        """Decide and commit that together with ``before``; then send what was decided."""
+        instrument = self._until_available(lambda: self._exchange.instrument(signal.symbol))
+        now_ms = self._until_available(self._exchange.now_ms)
+        view = self.account.view(signal.symbol, instrument, but=instead_of)
+        decided = decide(signal, attempt, view, instrument, self._limits, now_ms)
+        self._step("decided")
+        self._commit([*before, decided])
+        self._step("intended")
+        if isinstance(decided, SignalSkipped):
+            meters.SKIPPED.labels(decided.reason).inc()
+            _log.info("signal_skipped", signal_id=signal.id, symbol=signal.symbol, reason=decided.reason)
+            return
+        self._pending[decided.order_id] = _Pending(signal)
+        self._send(decided)
+
+    # --- orders --------------------------------------------------------------------------------------
+
+    def _send(self, intent: OrderIntended) -> None:
+        """The one place that sends an order; never for an intent of an earlier term."""
+        self._alive()
+        pending, order = self._pending[intent.order_id], self.account.open[intent.order_id]
+        if self._exchange.now_ms() > order.deadline_ms:
+            pending.lost = "not sent: its recvWindow had passed before it could be"
+            return
+        self._step("posting")
+        answer = self._exchange.place(intent)
+        self._step("posted")
+        self._learn(intent, answer)
+        self._step("recorded")
+
+    def _tend(self, *, settle: bool) -> None:
+        """Ask for orders that are due; with ``settle``, close those that never arrived and decide again."""
+        for order_id, pending in list(self._pending.items()):
+            if time.monotonic() < pending.due:
+                continue
+            intent = self.account.open[order_id].intent
+            if pending.lost:
+                if settle and not self._exchange.paused_s():
+                    self._settle(intent, pending)
+            elif pending.resend:
+                pending.resend = False
+                self._send(intent)
+            else:
+                answer = self._exchange.ask(intent)
+                self._step("asked")
+                self._learn(intent, answer)
+
+    def _learn(self, intent: OrderIntended, answer: Answer) -> None:
+        """Take in an answer: record what it tells, and plan what is next."""
+        pending = self._pending[intent.order_id]
+        assets = self.account.assets[intent.symbol]
+        learned = learn(self.account.open[intent.order_id], answer, self.account.books, assets, self._margin_ms)
+        if learned.events:
+            self._commit(learned.events)
+        if learned.verdict == "ended":
+            del self._pending[intent.order_id]
+            self._done(intent, learned)
+            return
+        pending.known |= learned.verdict == "open"
+        if learned.verdict == "never_arrived":
+            pending.lost = learned.reason
+        elif isinstance(answer, Throttled):
+            # Only a request that was answered by "not now" may be sent again, and only by whoever sent it.
+            pending.resend = pending.signal is not None and not pending.asked and not pending.known
+            pending.due = time.monotonic() + answer.seconds
+        else:
+            pending.due = time.monotonic() + min(ASK_LAST_S, ASK_FIRST_S * 2**pending.asked)
+            pending.asked += 1
+            if learned.events and learned.verdict == "unknown":
+                _log.warning("order_unresolved", order_id=intent.order_id, detail=learned.reason, effect="being asked")
+                self._step("unresolved")
+
+    def _done(self, intent: OrderIntended, learned: Learned) -> None:
+        outcome = str(learned.events[-1].__struct_config__.tag).removeprefix("order_") if learned.events else "filled"
+        meters.EXECUTED.labels(intent.symbol, intent.side, outcome).inc()
+        _log.info(
+            "order_ended",
+            order_id=intent.order_id,
+            symbol=intent.symbol,
+            side=intent.side,
+            qty=intent.qty,
+            outcome=outcome,
+            detail=learned.reason or None,
+        )
+
+    def _settle(self, intent: OrderIntended, pending: _Pending) -> None:
+        """Close an order that never arrived, and decide again on its signal, in one transaction."""
+        ended = expired(intent, pending.lost)
+        signal = pending.signal or self._find_signal(intent)
+        self._know(intent.symbol)
+        del self._pending[intent.order_id]
+        meters.EXECUTED.labels(intent.symbol, intent.side, "expired").inc()
+        _log.warning("order_never_arrived", order_id=intent.order_id, detail=pending.lost)
+        if signal is not None:
+            self._decide(signal, intent.attempt + 1, [ended], intent.order_id)
+            return
+        account, reason = self._limits.account, "too_old"
+        detail = "the signal is no longer in trading_signals"
+        skipped = SignalSkipped(account, intent.signal_id, intent.symbol, intent.side, reason, detail)
+        self._commit([ended, skipped])
+        meters.SKIPPED.labels(reason).inc()
+
+    def _find_signal(self, intent: OrderIntended) -> Signal | None:
+        """The signal of an intent of an earlier term, from the log."""
+        partition = topics.partition_of(intent.symbol, self._partitions)
+        for chunk in read_back(self._kafka, topics.TRADING_SIGNALS, partition):
+            self._alive()
+            for record in chunk:
+                if isinstance(record.event, Signal) and record.event.id == intent.signal_id:
+                    return record.event
+        return None
+
+    # --- books against the exchange ------------------------------------------------------------------
+
+    def _reconcile(self) -> None:
+        """Halt on any difference; go on only if it was this check that halted, and all agrees again."""
+        if any(not p.lost for p in self._pending.values()):
+            return
+        balances = self._exchange.balances()
+        if balances is None:
+            return
+        difference, state = self.account.differs(balances), self.account.state
+        if difference and state != "HALTED":
+            self._change("HALTED", f"the books differ from the exchange: {difference}")
+        elif not difference and state == "HALTED" and self.account.state_by == RECONCILER:
+            self._change("ACTIVE", "the books agree with the exchange again")
+
+    def _change(self, state: TradingState, reason: str) -> None:
+        now_us = self._exchange.now_ms() * 1_000
+        self._commit([TradingStateChanged(self._limits.account, state, reason, RECONCILER, now_us)])
+        _log.error("trading_state", state=state, detail=reason)
+
+    # --- Kafka ---------------------------------------------------------------------------------------
+
+    def _commit(self, events: Sequence[OrderEvent]) -> None:
+        """Publish events and the position, all or nothing; the fold follows once that is certain."""
+        producer = self._producer
+        assert producer is not None
+        begun = time.monotonic()
+        topic, signals = self._kafka.topic(topics.ORDER_EVENTS), self._kafka.topic(topics.TRADING_SIGNALS)
+        failed: list[KafkaError] = []
+
+        def on_delivery(error: KafkaError | None, _: Message) -> None:
+            if error is not None:
+                failed.append(error)
+
+        try:
+            producer.begin_transaction()
+            for event in events:
+                client.send(producer, topic, self._partition(event), event, on_delivery)
+            if self._uncommitted and self._consumer is not None:
+                moved = [client.position(signals, p, self._positions[p], {}) for p in sorted(self._uncommitted)]
+                producer.send_offsets_to_transaction(moved, self._consumer.consumer_group_metadata(), client.TIMEOUT)
+            producer.commit_transaction(self._kafka.transaction_timeout_ms / 1000)
+        except KafkaException as error:
+            raise self._judge(error) from error
+        if failed:
+            raise Broken(failed[0].str())
+        self._uncommitted.clear()
+        self._committed_at = time.monotonic()
+        for event in events:
+            self.account.apply(event)
+        meters.show(self.account)
+        metrics.MESSAGES_OUT.labels(topics.ORDER_EVENTS).inc(len(events))
+        metrics.TRANSACTION_SECONDS.labels(topics.ORDER_EVENTS).observe(self._committed_at - begun)
+
+    def _partition(self, event: OrderEvent) -> int:
+        return topics.partition_of(getattr(event, "symbol", None) or event.account, self._partitions)
+
+    def _judge(self, error: KafkaException) -> Exception:
+        reason = error.args[0].str()
+        return Fenced(f"{self._name}: {reason}") if client.is_fenced(error) else Broken(reason)
+
+    # --- staying honest ------------------------------------------------------------------------------
+
+    def _alive(self) -> None:
+        """A beat; and an end to everything once this instance does not lead any more."""
+        self._health.beat()
+        if not self._leads():
+            raise TermOver("another instance leads")
+
+    def _know(self, symbol: str, *, traded: bool = False) -> None:
+        """Have the symbol's rules at hand, and its assets for the books."""
+        instrument = self._until_available(lambda: self._exchange.instrument(symbol))
+        if instrument is not None:
+            self.account.assets[symbol] = instrument.assets
+        elif traded:
+            raise FatalKafkaError(
+                f"order_events has orders of {symbol}, which the exchange does not list: is REST_URL the right one?"
+            )
+
+    def _until_available(self, question: Callable[[], T]) -> T:
+        """The answer of the exchange, however long that takes; nothing is decided meanwhile."""
+        said = False
+        while True:
+            self._alive()
+            try:
+                answer = question()
+            except Unavailable as error:
+                if not said:
+                    said = True
+                    self._health.ready(False, f"waiting for the exchange: {error}")
+                    _log.warning("exchange_unavailable", detail=str(error), effect="waiting")
+                self._pause(RETRY_S)
+                continue
+            if said and self._started:
+                self._health.ready(True)
+            return answer
+
+    def _pause(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            raise TermOver("stopping")

@@ -1,0 +1,406 @@
+"""The exchange's signed REST (Binance's spot API): requests out, answers in the order machine's words.
+
+Must never turn a missing or unclear answer into an outcome, send an order twice, or show a secret.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import Mapping
+from decimal import Decimal, localcontext
+from typing import Annotated, Any, Final, NamedTuple, Protocol, TypeVar
+from urllib.parse import urlencode
+
+import httpx
+from marketflow_common import logs
+from marketflow_common.events import OrderIntended
+from marketflow_common.kafka.client import FatalKafkaError
+from marketflow_common.numbers import EXACT, ZERO, NotANumber, number
+from pydantic import BaseModel, BeforeValidator, SecretStr, ValidationError
+
+from .books import Fill
+from .filters import Instrument, read_instrument
+from .orders import Answer, NotThere, Refused, Report, Throttled, TooLate, Unknown
+
+__all__ = ["BinanceRest", "Exchange", "KeyRefused", "Unavailable"]
+
+_log = logs.get("exchange")
+_ORDER, _TRADES, _PAGE = "/api/v3/order", "/api/v3/myTrades", 1_000
+_OUTSIDE_WINDOW, _NO_SUCH_ORDER, _NOT_TAKEN, _NO_SUCH_SYMBOL = -1021, -2013, -2010, -1121
+_SAYS_NOTHING: Final = {-1000, -1001, -1006, -1007, -1016}
+"""Codes that leave the execution open, whatever the HTTP status (Binance, "Error codes", general server errors)."""
+_KEY_CODES: Final = {-1002, -1022, -2014, -2015}
+_STATUSES: Final = {"PENDING_NEW": "NEW", "PENDING_CANCEL": "NEW", "EXPIRED_IN_MATCH": "EXPIRED"}
+_DEFAULT_PAUSE_S: Final = 5.0
+_FRESH_S: Final = 600.0
+"""Trading rules are asked for again after this long."""
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class Unavailable(Exception):
+    """The exchange does not answer this question now; ask again later."""
+
+
+class KeyRefused(FatalKafkaError):
+    """The exchange does not accept the API key or its signature; nothing can be traded."""
+
+
+class Exchange(Protocol):
+    """Where orders go."""
+
+    def now_ms(self) -> int:
+        """The exchange's time, never ahead of it. Raises Unavailable before it could be measured."""
+
+    def place(self, intent: OrderIntended) -> Answer:
+        """Send the order exactly as intended, once. Never raises for what the exchange or the network do."""
+
+    def ask(self, intent: OrderIntended) -> Answer:
+        """What the exchange knows of the order: Report, NotThere, Throttled or Unknown."""
+
+    def balances(self) -> dict[str, Decimal] | None:
+        """Free plus locked, without zeros; None if there is nothing to compare with. Raises Unavailable."""
+
+    def opening_balances(self) -> dict[str, Decimal]:
+        """What a new account starts from. Raises Unavailable."""
+
+    def instrument(self, symbol: str) -> Instrument | None:
+        """The symbol's trading rules, None if it is not listed. Raises Unavailable."""
+
+    def paused_s(self) -> float:
+        """Seconds for which the exchange wants no requests (429, 418); 0 if it does not mind."""
+
+    def refresh(self) -> None:
+        """Measure the clock again, fetch old trading rules again. Raises Unavailable."""
+
+
+# --- its answers, as documented ----------------------------------------------------------------------
+
+_Amount = Annotated[Decimal, BeforeValidator(number)]
+
+
+class _Problem(BaseModel):
+    code: int
+    msg: str = ""
+
+
+class _Time(BaseModel):
+    serverTime: int
+
+
+class _PlacedFill(BaseModel):
+    price: _Amount
+    qty: _Amount
+    commission: _Amount
+    commissionAsset: str
+    tradeId: int
+
+
+class _Order(BaseModel):
+    orderId: int
+    status: str
+    executedQty: _Amount
+    cummulativeQuoteQty: _Amount
+    transactTime: int | None = None
+    time: int | None = None
+    fills: tuple[_PlacedFill, ...] | None = None
+
+
+class _MyTrade(BaseModel):
+    id: int
+    price: _Amount
+    qty: _Amount
+    quoteQty: _Amount
+    commission: _Amount
+    commissionAsset: str
+    time: int
+
+
+class _MyTrades(BaseModel):
+    trades: tuple[_MyTrade, ...]
+
+
+class _Balance(BaseModel):
+    asset: str
+    free: _Amount
+    locked: _Amount
+
+
+class _Account(BaseModel):
+    balances: tuple[_Balance, ...]
+
+
+class _ExchangeInfo(BaseModel):
+    symbols: tuple[dict[str, Any], ...]
+
+
+class _Reply(NamedTuple):
+    """An answer that was understood: the body of a 200, or (code != 0) a definite refusal."""
+
+    body: bytes
+    code: int = 0
+    message: str = ""
+
+
+class BinanceRest:
+    """Binance's spot REST at ``url``. One connection, one thread."""
+
+    def __init__(self, url: str, key: SecretStr, secret: SecretStr, timeout_s: float, recv_window_ms: int) -> None:
+        self._key, self._secret, self._recv_window_ms = key, secret, recv_window_ms
+        self._url = url
+        self._client = httpx.Client(
+            base_url=url,
+            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 1.0)),
+            # A warm connection saves an order a handshake.
+            limits=httpx.Limits(max_connections=1, keepalive_expiry=30.0),
+        )
+        self._clock: tuple[int, float] | None = None
+        self._paused_until = 0.0
+        self._instruments: dict[str, tuple[float, Instrument | None]] = {}
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    # --- time and throttling -------------------------------------------------------------------------
+
+    def now_ms(self) -> int:
+        """The exchange's time by its own clock and our monotonic one: late by the way of one answer, never early."""
+        if self._clock is None:
+            self.sync()
+        assert self._clock is not None
+        server_ms, at = self._clock
+        return server_ms + int((time.monotonic() - at) * 1_000)
+
+    def sync(self) -> None:
+        """Measure the exchange's clock. Raises Unavailable."""
+        answer = self._read(_Time, "/api/v3/time", {}, signed=False)
+        self._clock = (answer.serverTime, time.monotonic())
+
+    def paused_s(self) -> float:
+        """See Exchange."""
+        return max(0.0, self._paused_until - time.monotonic())
+
+    def refresh(self) -> None:
+        """See Exchange."""
+        self.sync()
+        for symbol in list(self._instruments):
+            self.instrument(symbol)
+
+    # --- orders --------------------------------------------------------------------------------------
+
+    def place(self, intent: OrderIntended) -> Answer:
+        """See Exchange."""
+        assert intent.qty is not None, "this version sizes orders in base"
+        reply = self._send(
+            "POST",
+            _ORDER,
+            {
+                "symbol": intent.symbol,
+                "side": intent.side,
+                "type": intent.order_type,
+                "quantity": f"{intent.qty:f}",
+                "newClientOrderId": intent.order_id,
+                "newOrderRespType": "FULL",
+                "recvWindow": intent.recv_window_ms,
+                "timestamp": intent.timestamp_ms,
+            },
+            signed=True,
+        )
+        if not isinstance(reply, _Reply):
+            return reply
+        if reply.code == _OUTSIDE_WINDOW:
+            self._resync()
+            return TooLate(f"refused as outside of its recvWindow: {reply.message}")
+        if reply.code not in (0, _NOT_TAKEN):
+            return Refused(reply.code, reply.message)
+        # -2010 has many reasons; "Duplicate order sent." is one, and means that the order is there.
+        found = self.ask(intent) if reply.code else self._report(intent, reply.body)
+        if isinstance(found, NotThere):
+            return Refused(reply.code, reply.message)
+        # "Not now" to a question after the order must not read as "not now" to the order.
+        return (
+            Unknown("the exchange has answered the order, but wants no more questions")
+            if isinstance(found, Throttled)
+            else found
+        )
+
+    def ask(self, intent: OrderIntended) -> Answer:
+        """See Exchange."""
+        try:
+            if self.now_ms() > intent.timestamp_ms + intent.recv_window_ms:
+                # "Not there" will prove something now, so the time must be the exchange's own word.
+                self.sync()
+            asked_ms = self.now_ms()
+        except Unavailable as error:
+            return Unknown(str(error))
+        reply = self._signed("GET", _ORDER, {"symbol": intent.symbol, "origClientOrderId": intent.order_id})
+        if not isinstance(reply, _Reply):
+            return reply
+        if reply.code == _NO_SUCH_ORDER:
+            return NotThere(asked_ms)
+        if reply.code in _KEY_CODES:
+            raise KeyRefused(f"{self._url} refuses the API key: {reply.message} ({reply.code})")
+        if reply.code:
+            return Unknown(f"asking for the order gave {reply.code} {reply.message}")
+        return self._report(intent, reply.body)
+
+    def _report(self, intent: OrderIntended, body: bytes) -> Answer:
+        """An order's state with its fills; those that the answer does not list are asked for."""
+        try:
+            order = _Order.model_validate_json(body)
+        except (ValidationError, NotANumber) as error:
+            return Unknown(f"an answer that cannot be read: {_short(error)}")
+        at_us = 1_000 * (order.transactTime or order.time or intent.timestamp_ms)
+        with localcontext(EXACT):
+            fills = tuple(
+                Fill(f.tradeId, f.price, f.qty, f.price * f.qty, f.commission, f.commissionAsset, at_us)
+                for f in order.fills or ()
+            )
+            qty, quote = (sum(amounts, ZERO) for amounts in ([f.qty for f in fills], [f.quote_qty for f in fills]))
+        # The exchange's own quote amounts count: where price times quantity is not it, the trades are asked for.
+        if (qty, quote) != (order.executedQty, order.cummulativeQuoteQty):
+            listed = self._fills(intent.symbol, order.orderId)
+            if not isinstance(listed, list):
+                return listed
+            fills = tuple(listed)
+        status = _STATUSES.get(order.status, order.status)
+        if status not in ("NEW", "PARTIALLY_FILLED", "FILLED", "CANCELED", "EXPIRED", "REJECTED"):
+            return Unknown(f"the order has a status {order.status!r} that is not known here")
+        return Report(order.orderId, status, order.executedQty, fills, at_us)  # type: ignore[arg-type]
+
+    def _fills(self, symbol: str, exchange_order_id: int) -> list[Fill] | Throttled | Unknown:
+        fills: list[Fill] = []
+        query: dict[str, Any] = {"symbol": symbol, "orderId": exchange_order_id, "limit": _PAGE}
+        while True:
+            reply = self._signed("GET", _TRADES, query)
+            if not isinstance(reply, _Reply):
+                return reply
+            if reply.code:
+                return Unknown(f"asking for the order's trades gave {reply.code} {reply.message}")
+            try:
+                page = _MyTrades.model_validate_json(b'{"trades":%s}' % reply.body).trades
+            except (ValidationError, NotANumber) as error:
+                return Unknown(f"an answer that cannot be read: {_short(error)}")
+            fills += [
+                Fill(t.id, t.price, t.qty, t.quoteQty, t.commission, t.commissionAsset, t.time * 1_000) for t in page
+            ]
+            if len(page) < _PAGE:
+                return fills
+            query["fromId"] = page[-1].id + 1
+
+    # --- account and rules ---------------------------------------------------------------------------
+
+    def balances(self) -> dict[str, Decimal]:
+        """See Exchange."""
+        account = self._read(_Account, "/api/v3/account", {"omitZeroBalances": "true"}, signed=True)
+        with localcontext(EXACT):
+            return {b.asset: b.free + b.locked for b in account.balances if b.free or b.locked}
+
+    def opening_balances(self) -> dict[str, Decimal]:
+        """See Exchange."""
+        return self.balances()
+
+    def instrument(self, symbol: str) -> Instrument | None:
+        """See Exchange."""
+        known = self._instruments.get(symbol)
+        if known is not None and time.monotonic() - known[0] < _FRESH_S:
+            return known[1]
+        reply = self._send("GET", "/api/v3/exchangeInfo", {"symbol": symbol}, signed=False)
+        found: Instrument | None = None
+        if not isinstance(reply, _Reply):
+            if known is not None:
+                return known[1]  # Rules rarely change, and the exchange checks them itself.
+            raise Unavailable(f"no trading rules of {symbol}: {reply}")
+        if reply.code not in (0, _NO_SUCH_SYMBOL):
+            raise Unavailable(f"no trading rules of {symbol}: {reply.code} {reply.message}")
+        if not reply.code:
+            try:
+                listed = _ExchangeInfo.model_validate_json(reply.body).symbols
+                found = next((read_instrument(info) for info in listed if info["symbol"] == symbol), None)
+            except (ValidationError, NotANumber, KeyError) as error:
+                raise Unavailable(f"the trading rules of {symbol} cannot be read: {_short(error)}") from error
+        self._instruments[symbol] = (time.monotonic(), found)
+        return found
+
+    # --- requests ------------------------------------------------------------------------------------
+
+    def _read(self, kind: type[T], path: str, query: Mapping[str, Any], *, signed: bool) -> T:
+        reply = self._signed("GET", path, query) if signed else self._send("GET", path, query, signed=False)
+        if not isinstance(reply, _Reply):
+            raise Unavailable(f"{self._url}{path}: {reply.reason if isinstance(reply, Unknown) else reply}")
+        if reply.code in _KEY_CODES:
+            raise KeyRefused(
+                f"{self._url} refuses the API key: {reply.message} ({reply.code}); "
+                "see MARKETFLOW_EXECUTOR_API_KEY, MARKETFLOW_EXECUTOR_API_SECRET and the key's permissions"
+            )
+        if reply.code:
+            raise Unavailable(f"{self._url}{path}: {reply.code} {reply.message}")
+        try:
+            return kind.model_validate_json(reply.body)
+        except (ValidationError, NotANumber) as error:
+            raise Unavailable(f"{self._url}{path}: an answer that cannot be read: {_short(error)}") from error
+
+    def _signed(self, method: str, path: str, query: Mapping[str, Any]) -> _Reply | Throttled | Unknown:
+        """A question (never an order), signed with the time of now; asked again once if the clock was wrong."""
+        reply: _Reply | Throttled | Unknown = Unknown("not asked")
+        for _ in range(2):
+            try:
+                stamped = {**query, "recvWindow": self._recv_window_ms, "timestamp": self.now_ms()}
+            except Unavailable as error:
+                return Unknown(str(error))
+            reply = self._send(method, path, stamped, signed=True)
+            if not isinstance(reply, _Reply) or reply.code != _OUTSIDE_WINDOW:
+                break
+            self._resync()
+        return reply
+
+    def _send(self, method: str, path: str, query: Mapping[str, Any], *, signed: bool) -> _Reply | Throttled | Unknown:
+        """One request. The only place that decides whether an answer says anything."""
+        if wait := self.paused_s():
+            return Throttled(wait)
+        text = urlencode(query)
+        headers = {}
+        if signed:
+            headers["X-MBX-APIKEY"] = self._key.get_secret_value()
+            secret = self._secret.get_secret_value().encode()
+            text += "&signature=" + hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()
+        try:
+            answer = self._client.request(method, f"{path}?{text}" if text else path, headers=headers)
+        except httpx.HTTPError as error:
+            return Unknown(f"no answer to {method} {path}: {type(error).__name__} {error}".rstrip())
+        if answer.status_code == 200:
+            return _Reply(answer.content)
+        if answer.status_code in (418, 429):
+            seconds = _retry_after(answer.headers.get("Retry-After"))
+            self._paused_until = time.monotonic() + seconds
+            _log.warning("throttled", status=answer.status_code, seconds=seconds, path=path)
+            return Throttled(seconds)
+        try:
+            problem = _Problem.model_validate_json(answer.content)
+        except ValidationError:
+            return Unknown(f"{method} {path} gave HTTP {answer.status_code} without a code")
+        if answer.status_code >= 500 or problem.code in _SAYS_NOTHING:
+            return Unknown(f"{method} {path} gave HTTP {answer.status_code}, {problem.code} {problem.msg}")
+        return _Reply(answer.content, problem.code, problem.msg)
+
+    def _resync(self) -> None:
+        before = self._clock
+        try:
+            self.sync()
+        except Unavailable as error:
+            _log.warning("clock_not_measured", detail=str(error))
+            return
+        if before and self._clock:
+            off = self._clock[0] - before[0] - int((self._clock[1] - before[1]) * 1_000)
+            _log.warning("clock_resynced", was_off_by_ms=off)
+
+
+def _retry_after(header: str | None) -> float:
+    return float(header) if header is not None and header.isdigit() else _DEFAULT_PAUSE_S
+
+
+def _short(error: Exception) -> str:
+    return str(error).replace("\n", " ")[:200]

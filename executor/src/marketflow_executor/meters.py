@@ -1,0 +1,45 @@
+"""The executor's own metrics. Must never hold anything that a decision depends on: these are floats."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from marketflow_common.metrics import LATENCY_BUCKETS
+from prometheus_client import Counter, Gauge, Histogram
+
+from .account import Account
+
+__all__ = [
+    "COMMANDS_IGNORED",
+    "EXECUTED",
+    "LEADER",
+    "OPEN_ORDERS",
+    "ORDER_LATENCY",
+    "POSITION",
+    "REALIZED",
+    "SKIPPED",
+    "show",
+]
+
+EXECUTED: Final = Counter("orders_executed_total", "Orders that have ended, by outcome", ["symbol", "side", "outcome"])
+SKIPPED: Final = Counter("signals_skipped_total", "BUY and SELL signals that led to no (further) order", ["reason"])
+COMMANDS_IGNORED: Final = Counter("commands_ignored_total", "Command records that were not honoured", ["action"])
+OPEN_ORDERS: Final = Gauge("open_orders", "Orders that have not ended")
+POSITION: Final = Gauge("position_qty", "Base held", ["symbol"])
+REALIZED: Final = Gauge("realized_pnl", "Realized profit in quote since the account was opened", ["symbol"])
+HALTED: Final = Gauge("trading_halted", "1 while the account's trading state is HALTED")
+LEADER: Final = Gauge("leader", "1 while this instance leads its account")
+ORDER_LATENCY: Final = Histogram(
+    "order_latency_seconds",
+    "Broker's append of a signal to its order's first answer, or to its skip",
+    buckets=LATENCY_BUCKETS,
+)
+
+
+def show(account: Account) -> None:
+    """Set the gauges to what the account is now."""
+    OPEN_ORDERS.set(len(account.open))
+    HALTED.set(account.state == "HALTED")
+    for symbol, position in account.books.positions.items():
+        POSITION.labels(symbol).set(float(position.qty))
+        REALIZED.labels(symbol).set(float(position.realized))

@@ -1,0 +1,124 @@
+"""Settings of the executor: ``MARKETFLOW_EXECUTOR_<FIELD>``.
+
+Checks sit on fields, never on the whole: an error on the whole would print all values, secrets included.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from marketflow_common.numbers import NotANumber, number
+from marketflow_common.settings import ServiceSettings, prefix
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic_settings import NoDecode
+
+from .decision import Limits
+
+__all__ = ["ExecutorSettings"]
+
+
+class ExecutorSettings(ServiceSettings):
+    """Every setting with its default. Paper trading unless asked for otherwise, twice for real money."""
+
+    model_config = prefix("EXECUTOR")
+
+    http_port: int = Field(9104, ge=0, le=65535, description="port of /metrics, /healthz and /readyz; 0: any free one")
+    account: str = Field(
+        "main", pattern=r"^[A-Za-z0-9_-]{1,32}$", description="name of the account; one leader per account trades"
+    )
+    mode: Literal["paper", "testnet", "live"] = Field(
+        "paper", description="paper: fills from ohlcv_raw; testnet: signed orders at REST_URL; live: real money"
+    )
+    live_confirmation: str = Field("", description="mode live starts only if this equals ACCOUNT")
+    rest_url: str = Field(
+        "",
+        pattern=r"^(https?://[^\s?#]+)?$",
+        description="the exchange's REST, https://host[:port]; paper: only for its public trading rules, may be empty",
+    )
+    api_key: SecretStr = Field(SecretStr(""), description="API key; needed in testnet and live")
+    api_secret: SecretStr = Field(SecretStr(""), description="secret of the API key (HMAC)")
+    order_quote: Decimal = Field(Decimal(200), gt=0, description="size of an order in quote")
+    max_position_quote: Decimal = Field(Decimal(1000), gt=0, description="most that one symbol may have cost, in quote")
+    max_exposure_quote: Decimal = Field(
+        Decimal(5000), gt=0, description="most that all symbols together may have cost, in quote"
+    )
+    max_signal_age_s: int = Field(
+        120, ge=0, description="signals older than this by the exchange's clock are skipped; 0: none (for replays)"
+    )
+    max_attempts: int = Field(
+        3, ge=1, le=9, description="orders per signal, each after the former provably got nowhere"
+    )
+    recv_window_ms: int = Field(
+        5_000, ge=500, le=60_000, description="the exchange refuses an order this long after its timestamp"
+    )
+    not_found_margin_ms: int = Field(
+        1_000, ge=0, description="how long after that an order may still come to light at the exchange"
+    )
+    rest_timeout_s: float = Field(3.0, gt=0, description="patience with one request; below RECV_WINDOW_MS")
+    reconcile_s: int = Field(60, ge=1, description="seconds between comparisons of the books with the exchange")
+    paper_balances: Annotated[dict[str, Decimal], NoDecode] = Field(
+        {"USDT": Decimal(10_000)}, description="what a paper account opens with: USDT:10000,BTC:0.5"
+    )
+    paper_fee_rate: Decimal = Field(
+        Decimal("0.001"), ge=0, lt=1, description="commission of paper fills, a share of what is received"
+    )
+
+    @field_validator("live_confirmation")
+    @classmethod
+    def _asked_for_twice(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("mode") == "live" and value != info.data.get("account"):
+            raise ValueError(
+                "mode live trades with real money; to confirm, set this to the account's name, "
+                f"{info.data.get('account')!r}"
+            )
+        return value
+
+    @field_validator("rest_url")
+    @classmethod
+    def _somewhere_to_trade(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.data.get("mode") in ("testnet", "live"):
+            raise ValueError(f"mode {info.data['mode']} needs the exchange's address, such as http://127.0.0.1:9080")
+        return value.rstrip("/")
+
+    @field_validator("api_key", "api_secret")
+    @classmethod
+    def _signed(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        if not value.get_secret_value() and info.data.get("mode") in ("testnet", "live"):
+            raise ValueError(f"mode {info.data['mode']} signs its requests and needs this")
+        return value
+
+    @field_validator("rest_timeout_s")
+    @classmethod
+    def _inside_the_window(cls, value: float, info: ValidationInfo) -> float:
+        window = info.data.get("recv_window_ms", 60_000) / 1_000
+        if value >= window:
+            raise ValueError(f"must be below RECV_WINDOW_MS ({window:g} s)")
+        return value
+
+    @field_validator("paper_balances", mode="before")
+    @classmethod
+    def _split_balances(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        balances = {}
+        for part in filter(None, (part.strip() for part in value.split(","))):
+            asset, _, amount = part.partition(":")
+            try:
+                balances[asset] = number(amount)
+            except NotANumber as error:
+                raise ValueError(f"{part!r} is not ASSET:AMOUNT, such as USDT:10000") from error
+        return balances
+
+    def limits(self) -> Limits:
+        """What the decision needs of the settings."""
+        return Limits(
+            account=self.account,
+            mode=self.mode,
+            order_quote=self.order_quote,
+            max_position_quote=self.max_position_quote,
+            max_exposure_quote=self.max_exposure_quote,
+            max_signal_age_ms=self.max_signal_age_s * 1_000,
+            max_attempts=self.max_attempts,
+            recv_window_ms=self.recv_window_ms,
+        )

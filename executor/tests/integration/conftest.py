@@ -1,0 +1,293 @@
+"""A stage for the executor: a real broker, the real exchange simulator, and executors as processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from marketflow_common import codec, topics
+from marketflow_common.events import (
+    AccountOpened,
+    Event,
+    OrderFilled,
+    OrderIntended,
+    Signal,
+    SignalSkipped,
+    SignalType,
+    Trade,
+)
+from marketflow_common.intervals import MINUTE, window_start
+from marketflow_common.kafka.source import Publisher
+from marketflow_common.settings import KafkaSettings
+from marketflow_stack.processes import free_port, kill_group, spawn
+from marketflow_stack.testing import CreatedTopics, eventually, read_all
+
+PARTITIONS = 3
+ENDS = {"order_rejected", "order_canceled", "order_expired"}
+
+
+class Exchange:
+    """The simulator as a process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._http = httpx.Client(base_url=self.url, timeout=10)
+        self._log = (folder / "exchange.log").open("wb")
+        arguments = ["--port", str(self.port), "--symbols", "BTCUSDT,ETHUSDT,SOLUSDT", "--weight-limit", "0"]
+        self._process = spawn([sys.executable, "-m", "marketflow_simulator", *arguments], output=self._log)
+        eventually(self._answers)
+        eventually(lambda: all(self.price(symbol) for symbol in ("BTCUSDT", "ETHUSDT", "SOLUSDT")))
+
+    def _answers(self) -> bool:
+        try:
+            return self._http.get("/sim/health").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def ledger(self) -> Any:
+        return self._http.get("/sim/ledger").raise_for_status().json()
+
+    def price(self, symbol: str) -> Decimal:
+        answer = self._http.get("/api/v3/ticker/price", params={"symbol": symbol})
+        return Decimal(answer.json()["price"]) if answer.status_code == 200 else Decimal(0)
+
+    def fault(self, kind: str, **fields: Any) -> None:
+        self._http.post("/sim/faults", json={"kind": kind, **fields}).raise_for_status()
+
+    def no_faults(self) -> None:
+        self._http.delete("/sim/faults").raise_for_status()
+
+    def posts(self) -> int:
+        """POSTs of orders that have come in, however they were answered."""
+        return sum(self.ledger()["requests"].get("POST /api/v3/order", {}).values())
+
+    def close(self) -> None:
+        self._http.close()
+        kill_group(self._process)
+        self._log.close()
+
+
+class Executor:
+    """One executor process."""
+
+    def __init__(self, environment: dict[str, str], folder: Path, step: Sequence[str]) -> None:
+        self.http_port = free_port()
+        self.path = folder / f"executor-{self.http_port}.log"
+        self._log = self.path.open("wb")
+        command = [str(Path(__file__).with_name("runner.py")), *step] if step else ["-m", "marketflow_executor"]
+        environment = {**os.environ, **environment, "MARKETFLOW_EXECUTOR_HTTP_PORT": str(self.http_port)}
+        self.process: subprocess.Popen[bytes] = spawn([sys.executable, *command], output=self._log, env=environment)
+
+    def state(self) -> dict[str, Any]:
+        """What /readyz says; empty while nobody answers."""
+        try:
+            found: dict[str, Any] = httpx.get(f"http://127.0.0.1:{self.http_port}/readyz", timeout=2).json()
+        except httpx.HTTPError:
+            return {}
+        return found
+
+    def leads(self) -> bool:
+        state = self.state()
+        return bool(state.get("ready")) and state.get("role") == "leader"
+
+    def stands_by(self) -> bool:
+        state = self.state()
+        return bool(state.get("ready")) and state.get("role") == "standby"
+
+    def metrics(self) -> str:
+        return httpx.get(f"http://127.0.0.1:{self.http_port}/metrics", timeout=5).text
+
+    def frozen(self) -> bool:
+        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+    def wake(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+    def terminate(self) -> int:
+        self.process.terminate()
+        return self.process.wait(20)
+
+    def log(self) -> str:
+        return self.path.read_text(errors="replace")
+
+    def close(self) -> None:
+        kill_group(self.process)
+        self._log.close()
+
+
+class Stage:
+    """Everything that a test of the executor needs to set and to see."""
+
+    def __init__(self, created: CreatedTopics, exchange: Exchange, folder: Path) -> None:
+        self.exchange, self._folder, self._topics = exchange, folder, created
+        self.kafka = KafkaSettings(bootstrap_servers=created.bootstrap, topic_prefix=created.prefix)
+        self.executors: list[Executor] = []
+        self._publishers: dict[tuple[str, int], Publisher] = {}
+        self._count = 0
+        self.environment = {
+            "MARKETFLOW_KAFKA_BOOTSTRAP_SERVERS": created.bootstrap,
+            "MARKETFLOW_KAFKA_TOPIC_PREFIX": created.prefix,
+            "MARKETFLOW_EXECUTOR_MODE": "testnet",
+            "MARKETFLOW_EXECUTOR_REST_URL": exchange.url,
+            "MARKETFLOW_EXECUTOR_API_KEY": "simulator",
+            "MARKETFLOW_EXECUTOR_API_SECRET": "simulator-secret",
+            "MARKETFLOW_EXECUTOR_MAX_SIGNAL_AGE_S": "0",
+        }
+
+    def start(self, *step: str, leads: bool = True, **settings: object) -> Executor:
+        """An executor; with a step, one that kills or freezes itself there."""
+        more = {f"MARKETFLOW_EXECUTOR_{name.upper()}": str(value) for name, value in settings.items()}
+        executor = Executor(self.environment | more, self._folder, step)
+        self.executors.append(executor)
+        if leads:
+            eventually(executor.leads)
+        return executor
+
+    def publish(self, topic: str, symbol: str, *events: Event) -> None:
+        partition = topics.partition_of(symbol, PARTITIONS)
+        publisher = self._publishers.get((topic, partition))
+        if publisher is None:
+            publisher = self._publishers[topic, partition] = Publisher(self.kafka, f"test-{topic}", topic, partition)
+            publisher.open()
+        publisher.publish(events)
+
+    def signal(self, symbol: str, signal_type: SignalType, **fields: Any) -> Signal:
+        """Publish a signal at the exchange's price of now."""
+        self._count += 1
+        now = time.time_ns() // 1_000
+        values: dict[str, Any] = {
+            "id": f"test-{symbol.lower()}-{self._count:04d}",
+            "strategy": "test",
+            "parameters": "",
+            "symbol": symbol,
+            "interval": "1m",
+            "open_time": window_start(now) - MINUTE,
+            "close": self.exchange.price(symbol),
+            "volume": Decimal(1),
+            "momentum": Decimal(0),
+            "signal_type": signal_type,
+            "last_trade_id": 0,
+            "levels": {},
+            "reasons": (),
+        }
+        signal = Signal(**(values | fields))
+        self.publish(topics.TRADING_SIGNALS, symbol, signal)
+        return signal
+
+    def trade(self, symbol: str, trade_id: int, price: str) -> Trade:
+        now = time.time_ns() // 1_000
+        trade = Trade("test", symbol, trade_id, Decimal(price), Decimal(1), False, now, now)
+        self.publish(topics.OHLCV_RAW, symbol, trade)
+        return trade
+
+    def events(self) -> list[Any]:
+        """All committed order events, in order within each symbol."""
+        records = read_all(self._topics.bootstrap, self._topics["order_events"])
+        return [codec.decode(topics.ORDER_EVENTS, record.value()) for record in records]
+
+    def of(self, signal: Signal) -> list[str]:
+        """The kinds of event that a signal has led to, in order."""
+        return [codec.schema_of(e) for e in self.events() if getattr(e, "signal_id", None) == signal.id]
+
+    def answered(self, *signals: Signal, timeout: float = 30) -> None:
+        """Wait until each signal has been skipped or its last order has ended."""
+
+        def done() -> bool:
+            open_orders: dict[str, set[str]] = defaultdict(set)
+            seen = set()
+            for event in self.events():
+                if isinstance(event, SignalSkipped):
+                    seen.add(event.signal_id)
+                elif isinstance(event, OrderIntended):
+                    seen.add(event.signal_id)
+                    open_orders[event.signal_id].add(event.order_id)
+                elif codec.schema_of(event) in ENDS or (isinstance(event, OrderFilled) and event.complete):
+                    open_orders[event.signal_id].discard(event.order_id)
+            missing = [s.id for s in signals if s.id not in seen or open_orders[s.id]]
+            assert not missing, f"no end yet of {missing}"
+            return True
+
+        eventually(done, timeout=timeout)
+
+    def check_books(self) -> None:
+        """Orders, fills and balances of the log equal the exchange's ledger to the last digit."""
+        ledger, events = self.exchange.ledger(), self.events()
+        filled = [e for e in events if isinstance(e, OrderFilled)]
+        theirs = Counter(
+            (
+                f["clientOrderId"],
+                f["id"],
+                f["side"],
+                *(Decimal(f[n]) for n in ("price", "qty", "quoteQty", "commission")),
+            )
+            for f in ledger["fills"]
+        )
+        ours = Counter((e.order_id, e.fill_id, e.side, e.price, e.qty, e.quote_qty, e.commission) for e in filled)
+        assert ours == theirs
+        assert all(count == 1 for count in Counter(o["clientOrderId"] for o in ledger["orders"]).values())
+        opened = [e for e in events if isinstance(e, AccountOpened)]
+        assert len(opened) == 1
+        there = {asset: Decimal(b["free"]) + Decimal(b["locked"]) for asset, b in ledger["balances"].items()}
+        start = defaultdict(Decimal, opened[0].balances)
+        last: dict[str, OrderFilled] = {}
+        realized: dict[str, Decimal] = defaultdict(Decimal)
+        for event in filled:
+            last[event.symbol] = event
+            realized[event.symbol] += event.realized_pnl
+        for symbol, event in last.items():
+            base = symbol.removesuffix("USDT")
+            assert event.position_qty == there[base] - start[base]
+        quote = sum(realized.values(), Decimal(0)) - sum((e.position_cost for e in last.values()), Decimal(0))
+        assert quote == there["USDT"] - start["USDT"]
+
+    def check_one_each(self, *signals: Signal) -> None:
+        """Each signal got one fill-bearing order at most, and the exchange has no order that the log does not know."""
+        events, ledger = self.events(), self.exchange.ledger()
+        intents = Counter(e.order_id for e in events if isinstance(e, OrderIntended))
+        assert all(count == 1 for count in intents.values()), intents
+        assert {o["clientOrderId"] for o in ledger["orders"]} <= set(intents)
+        signal_of = {e.order_id: e.signal_id for e in events if isinstance(e, OrderIntended)}
+        per_signal = Counter(signal_of[o["clientOrderId"]] for o in ledger["orders"])
+        assert all(count == 1 for count in per_signal.values()), per_signal
+        assert set(per_signal) == {s.id for s in signals}
+
+    def close(self) -> None:
+        for executor in self.executors:
+            executor.close()
+        self.exchange.close()
+
+
+@pytest.fixture
+def stage(topics: CreatedTopics, tmp_path: Path) -> Iterator[Stage]:
+    made = Stage(topics, Exchange(tmp_path), tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def settled(stage: Stage) -> Callable[..., None]:
+    """Ends a test: each of the signals has one order at the exchange, and the books equal its ledger."""
+
+    def check(*signals: Signal) -> None:
+        stage.answered(*signals)
+        stage.check_one_each(*signals)
+        stage.check_books()
+        assert not json.loads(json.dumps(stage.exchange.ledger())).get("open")
+
+    return check
