@@ -1,0 +1,22 @@
+"""Wires the aggregator: ohlcv_raw to ohlcv_agg, a lane for each partition.
+
+Must never hold logic.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from marketflow_common.health import Health
+from marketflow_common.kafka.transform import Transform
+from marketflow_common.topics import OHLCV_AGG, OHLCV_RAW
+
+from .lane import CandleLane
+from .settings import AggregatorSettings
+
+__all__ = ["main"]
+
+
+def main(settings: AggregatorSettings, health: Health, stop: threading.Event) -> None:
+    """Work until ``stop``."""
+    Transform(settings.kafka, "aggregator", OHLCV_RAW, OHLCV_AGG, CandleLane, health).run(stop)

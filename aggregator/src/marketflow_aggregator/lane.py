@@ -1,0 +1,76 @@
+"""One partition of ohlcv_raw at work: the candles' core, the offsets that a restart needs, metrics and logs.
+
+Must never decide anything about a candle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from marketflow_common import logs
+from marketflow_common.clock import now_us
+from marketflow_common.events import Candle, Event, Trade
+from marketflow_common.kafka.client import Committed, Record
+
+from . import metrics
+from .candles import Candles
+
+__all__ = ["CandleLane"]
+
+_log = logs.get("aggregator")
+
+
+class CandleLane:
+    """A lane (see marketflow_common.kafka.transform.Lane) from trades to candles.
+
+    Committed is the offset of the first record still needed: the oldest first trade of an open window. Mark
+    ``out_from``: the oldest own candle still needed (each symbol's last ones, and those with missing trades).
+    """
+
+    def __init__(self, partition: int, output_end: int) -> None:
+        self._partition = str(partition)
+        self._candles = Candles(floor=output_end)
+        self._sent: list[Candle] = []
+        self._counted: dict[str, int] = dict.fromkeys(self._candles.counts, 0)
+
+    def restore_output(self, record: Record) -> None:
+        """An own candle."""
+        self._candles.restore(record.offset, record.event)
+
+    def restore_input(self, record: Record) -> None:
+        """Nothing: what is needed of the input lies behind the committed offset."""
+
+    def process(self, records: Sequence[Record]) -> list[Event]:
+        """Records in, candles out."""
+        made = self._candles.process(records)
+        now = now_us()
+        for candle, (_, appended_ms, cause) in made:
+            seen = cause.received_at if isinstance(cause, Trade) else appended_ms * 1000
+            metrics.LATENCY.observe(max(0, now - seen) / 1e6)
+            metrics.CLOSED.labels("yes" if candle.revision else "no").inc()
+        self._sent = [candle for candle, _ in made]
+        self._report()
+        return list(self._sent)
+
+    def position(self, next_offset: int) -> Committed:
+        """See the class."""
+        needed, out_from = self._candles.pins(next_offset)
+        return Committed(needed, {} if out_from is None else {"out_from": out_from})
+
+    def delivered(self, offsets: Sequence[int]) -> None:
+        """The candles of the last ``process`` have got these offsets."""
+        if offsets:
+            self._candles.floor = offsets[-1] + 1
+        for candle, offset in zip(self._sent, offsets, strict=len(offsets) == len(self._sent)):
+            self._candles.located(candle, offset)
+
+    def _report(self) -> None:
+        for note in self._candles.notes:
+            level = _log.error if note.what in ("different", "stranded") else _log.warning
+            level(f"candle_{note.what}", partition=self._partition, **note.facts)
+        self._candles.notes.clear()
+        for name, value in self._candles.counts.items():
+            if value != self._counted[name]:
+                metrics.COUNTERS[name].inc(value - self._counted[name])
+                self._counted[name] = value
+        metrics.OPEN.labels(self._partition).set(self._candles.windows_open)
