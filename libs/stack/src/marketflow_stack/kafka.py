@@ -21,6 +21,7 @@ from pathlib import Path
 
 from marketflow_stack.errors import StackError
 from marketflow_stack.processes import end, kill_group, port_answers, port_is_free, spawn, who_holds
+from marketflow_stack.text import tail
 from marketflow_stack.topics import wait_for_broker
 
 KAFKA_VERSION = "4.1.1"
@@ -301,15 +302,3 @@ class KafkaBroker:
 def _cluster_id() -> str:
     """A cluster id in Kafka's format: 16 random bytes, URL-safe base64 without padding."""
     return base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
-
-
-def tail(path: Path, lines: int = 15) -> str:
-    """The last lines of a log, indented; reads at most its last 16 kB."""
-    try:
-        with path.open("rb") as log:
-            log.seek(max(0, path.stat().st_size - 16_384))
-            text = log.read().decode(errors="replace")
-    except OSError:
-        return "  (there is no log)"
-    kept = text.splitlines()[-lines:]
-    return "\n".join(f"  {line}" for line in kept) or "  (the log is empty)"

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -57,19 +57,38 @@ def spawn(
 
 def end(process: subprocess.Popen[bytes], *, deadline: float) -> bool:
     """SIGTERM, then SIGKILL to the whole group after `deadline` seconds. True if SIGTERM was enough."""
-    if process.poll() is None:
-        process.terminate()
-        # A frozen process (SIGSTOP) does not see SIGTERM until it goes on.
-        process.send_signal(signal.SIGCONT)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(deadline)
-    gentle = process.poll() is not None
+    if not has_ended(process):
+        terminate(process)
+    gentle = wait_end(process, deadline)
     kill_group(process)
     return gentle
 
 
+def terminate(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, which a frozen process (SIGSTOP) gets to see as well; does not wait."""
+    process.terminate()
+    process.send_signal(signal.SIGCONT)
+
+
+def has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it has ended, without reaping it: until kill_group() does, its pid and group stay its own."""
+    if process.returncode is not None:
+        return True
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def wait_end(process: subprocess.Popen[bytes], deadline: float) -> bool:
+    """has_ended() within `deadline` seconds."""
+    until = time.monotonic() + deadline
+    while not has_ended(process):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the process and to whatever it started in its group; waits for the process itself."""
+    """SIGKILL to the process and to whatever it started in its group; reaps the process itself."""
     with suppress(ProcessLookupError, PermissionError):
         # Between fork and setsid the child is still in our own group, which must not be hit.
         if os.getpgid(process.pid) == process.pid:
@@ -156,9 +175,16 @@ class PortHolder:
 
 def free_port() -> int:
     """A TCP port on 127.0.0.1 that nobody holds at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """That many different ones."""
+    with ExitStack() as held:  # kept until all are chosen, so that none is chosen twice
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:

@@ -23,9 +23,9 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from confluent_kafka.admin import AdminClient
 
 from marketflow_stack.errors import StackError
-from marketflow_stack.kafka import tail
 from marketflow_stack.processes import ProcessId
 from marketflow_stack.processes import free_port as free_port
+from marketflow_stack.text import tail
 from marketflow_stack.topics import TopicSpec, ensure_topics, read_terraform
 
 BOOTSTRAP_VARIABLE = "MARKETFLOW_TEST_BOOTSTRAP"  # use this broker instead of starting one
