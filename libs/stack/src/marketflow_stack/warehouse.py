@@ -123,13 +123,13 @@ class Session(FakeSnowflakeConnection):  # type: ignore[misc]
         return Cursor(conn=self, duck_conn=self._duck_conn)
 
     def refuse_commit_if_aborted(self) -> None:
-        """DuckDB answers COMMIT with success in a transaction that a conflict has aborted: then say the truth."""
+        """DuckDB answers COMMIT with success in a transaction that an error has aborted: then say the truth."""
         try:
             self._duck_conn.execute("SELECT 1")
         except duckdb.TransactionException as error:
             self._roll_back()
             raise ProgrammingError(
-                msg="nothing was committed: a statement of this transaction had failed with a conflict",
+                msg="nothing was committed: an earlier statement of this transaction failed, which aborts it here",
                 errno=ABORTED,
                 sqlstate="40000",
             ) from error
