@@ -278,12 +278,7 @@ class World:
             "EVENT_TYPE": kind,
         }
         for name, value in fields.items():
-            if (
-                name.endswith("_at")
-                or name in ("through", "kline_open_time", "kline_close_time")
-                or "n_time" in name
-                or name == "close_time"
-            ):
+            if name.endswith(("_at", "open_time", "close_time")) or name == "through":
                 value = _at(value)
             elif isinstance(value, tuple | dict):
                 value = json.dumps(msgspec.to_builtins(value))

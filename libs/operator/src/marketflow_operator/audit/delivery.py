@@ -41,6 +41,7 @@ __all__ = [
     "notifications_repeated",
     "rejects_equal_unreadable",
     "rows_landed",
+    "told_of",
     "warehouse_rows",
     "warehouse_values",
 ]
@@ -270,10 +271,14 @@ def _references(evidence: Evidence) -> dict[str, Counter[Where]]:
     return told
 
 
+def told_of(evidence: Evidence) -> tuple[set[Where], Mapping[str, Counter[Where]]]:
+    """The due records, and by channel how many messages name each record."""
+    return set(due_notifications(evidence)), _references(evidence)
+
+
 def notification_counts(evidence: Evidence) -> dict[str, int]:
     """Over all channels: ``due``, ``delivered``, ``lost`` and ``repeated`` notifications."""
-    due = set(due_notifications(evidence))
-    told = _references(evidence)
+    due, told = told_of(evidence)
     delivered = sum(len(due & found.keys()) for found in told.values())
     return {
         "due": len(due) * len(told),

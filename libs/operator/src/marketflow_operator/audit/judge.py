@@ -32,6 +32,11 @@ class Verdict:
         return [check for check in self.checks if check.ok is False]
 
     @property
+    def failed_beyond_waiting(self) -> list[Check]:
+        """Failed checks other than that something had not come through yet."""
+        return [check for check in self.failed if check.name != "drained"]
+
+    @property
     def not_run(self) -> list[Check]:
         """Checks that could not be judged."""
         return [check for check in self.checks if check.ok is None]

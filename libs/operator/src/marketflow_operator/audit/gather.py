@@ -1,0 +1,179 @@
+"""Collects the evidence: waits until the pipeline has drained, reads every side, and reads the ledger around it.
+
+Edge of the audit. Must never judge, and never wait without a bound: what is still pending then is said.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from typing import Any
+
+import httpx
+from marketflow_common.events import Trade
+
+from ..targets import Targets
+from .exchange import ExchangeReader
+from .model import Evidence, Exchange, Message, Warehouse
+from .settled import closed_until, pending
+from .topics import CannotRead, TopicReader
+from .warehouse import WarehouseReader
+
+__all__ = ["gather"]
+
+ROUND = 0.3
+"""Seconds between two looks while waiting."""
+
+
+def gather(
+    targets: Targets,
+    timeout: float = 60.0,
+    quiet: float = 15.0,
+    say: Callable[[str], None] = lambda _: None,
+) -> Evidence:
+    """The evidence once everything up to now has come through, or after ``timeout`` seconds, with what is pending.
+
+    When nothing at all has moved for ``quiet`` seconds, waiting longer is pointless: longer than a crashed
+    service's session and transaction take to expire. ``say`` is told what is being waited for.
+    """
+    with ExitStack() as stack:
+        return _Gathering(targets, stack).run(timeout, quiet, say)
+
+
+class _Gathering:
+    def __init__(self, targets: Targets, stack: ExitStack) -> None:
+        self.targets = targets
+        self.missing: dict[str, str] = {}
+        self.exchange = ExchangeReader(targets.exchange)
+        stack.callback(self.exchange.close)
+        self.warehouse = WarehouseReader(targets.snowflake)
+        stack.callback(self.warehouse.close)
+        self.http = stack.enter_context(httpx.Client(timeout=30, trust_env=False))
+        self.topics: TopicReader | None = None
+        with self.asked("topics"):
+            self.topics = TopicReader(targets.kafka)
+            stack.callback(self.topics.close)
+        self.lowest: dict[str, int] = {}
+        self.known = 0
+
+    def asked(self, part: str) -> _Asked:
+        return _Asked(self.missing, part)
+
+    def run(self, timeout: float, quiet: float, say: Callable[[str], None]) -> Evidence:
+        deadline = time.monotonic() + timeout
+        since, before, due = time.monotonic(), None, None
+        while True:
+            evidence, ledger = self.look()
+            if due is None and evidence.exchange is not None:
+                # Minutes that the exchange has closed by now have to come through; later ones need not.
+                due = closed_until(evidence.exchange.feeds)
+            lacking = pending(evidence, due or {})
+            if not lacking and ledger is not None:
+                again = self.ledger()
+                if again is None or _books(again) != _books(ledger):
+                    lacking = ["orders are being made at this very moment"]
+                else:
+                    # What the topics had meanwhile has its trades and klines in the later reading.
+                    evidence = replace(evidence, exchange=replace(again, ended=ledger.ended))
+            state = (dict(evidence.ends), tuple(lacking), len(evidence.recorded or ()))
+            if state != before:
+                before, since = state, time.monotonic()
+            now = time.monotonic()
+            hopeless = "topics" in self.missing or now > deadline or now - since > quiet
+            if not lacking or hopeless:
+                return replace(self.complete(evidence), pending=tuple(lacking))
+            say(lacking[0])
+            time.sleep(ROUND)
+
+    def look(self) -> tuple[Evidence, Exchange | None]:
+        """Everything but the warehouse's rows, which are read at the end only."""
+        exchange = self.ledger()
+        recorded: list[Message] | None = None
+        if self.topics is not None:
+            with self.asked("topics"):
+                self.topics.advance()
+                self.find_lowest()
+        if exchange is not None and any(
+            self.lowest.get(symbol, feed.streamed_from) < feed.trades[0].trade_id
+            for symbol, feed in exchange.feeds.items()
+            if feed.trades
+        ):
+            exchange = self.ledger()  # which minute is the first was not known before
+        positions: Warehouse | None = None
+        with self.asked("warehouse"):
+            positions = Warehouse({}, self.warehouse.positions())
+        with self.asked("recorder"):
+            recorded = self.recorded()
+        topics = self.topics
+        evidence = Evidence(
+            records=topics.records if topics else {},
+            partitions=topics.partitions if topics else 0,
+            ends=dict(topics.ends) if topics else {},
+            topic_ids=topics.topic_ids if topics else {},
+            prefix=self.targets.kafka.topic_prefix,
+            exchange=exchange,
+            warehouse=positions,
+            recorded=recorded,
+            channels=self.targets.channels,
+            notifier_restarts=self.targets.notifier_restarts,
+            from_start=self.targets.from_start,
+            missing=dict(self.missing),
+        )
+        return evidence, exchange
+
+    def ledger(self) -> Exchange | None:
+        """The exchange's ledger as of now."""
+        with self.asked("exchange"):
+            return self.exchange.read(self.lowest)
+        return None
+
+    def complete(self, evidence: Evidence) -> Evidence:
+        """With the warehouse's rows, read last: they may only be more than what the topics had."""
+        rows: Warehouse | None = None
+        if evidence.warehouse is not None:
+            with self.asked("warehouse"):
+                rows = self.warehouse.read()
+        return replace(evidence, warehouse=rows, missing=dict(self.missing))
+
+    def find_lowest(self) -> None:
+        assert self.topics is not None
+        records = self.topics.records["ohlcv_raw"]
+        if len(records) == self.known:
+            return
+        self.known = len(records)
+        for seen in records:
+            if type(seen.event) is Trade:
+                lowest = self.lowest.get(seen.event.symbol)
+                if lowest is None or seen.event.trade_id < lowest:
+                    self.lowest[seen.event.symbol] = seen.event.trade_id
+
+    def recorded(self) -> list[Message]:
+        url = f"{self.targets.recorder.rstrip('/')}/recorded"
+        try:
+            answer = self.http.get(url)
+            answer.raise_for_status()
+            rows: list[dict[str, Any]] = answer.json()
+            return [Message(row["channel"], row["text"]) for row in rows]
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            raise CannotRead(f"no recording at {url} ({error or type(error).__name__})") from None
+
+
+def _books(exchange: Exchange) -> tuple[Any, ...]:
+    return exchange.orders, exchange.fills, exchange.balances
+
+
+class _Asked(suppress):
+    """A part that does not answer is noted and passed over; one that answers again is forgiven."""
+
+    def __init__(self, missing: dict[str, str], part: str) -> None:
+        super().__init__(CannotRead)
+        self._missing, self._part = missing, part
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        if isinstance(error, CannotRead):
+            self._missing[self._part] = str(error)
+        elif error is None:
+            self._missing.pop(self._part, None)
+        return bool(super().__exit__(kind, error, trace))

@@ -1,0 +1,145 @@
+"""Reads the four topics as a read_committed reader sees them, with what cannot be read kept in its place.
+
+Edge of the audit. Must never commit, nor leave a record out: an unreadable one is evidence too.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
+from marketflow_common import codec
+from marketflow_common.kafka import client
+from marketflow_common.settings import KafkaSettings
+from marketflow_common.topics import ALL
+
+from .model import Seen, Where
+
+__all__ = ["CannotRead", "TopicReader"]
+
+PATIENCE: Final = 30.0
+"""Seconds without a single record or end before reading is given up."""
+
+
+class CannotRead(RuntimeError):
+    """A part of the system did not answer; the text says which, and what to do."""
+
+
+class TopicReader:
+    """All records of the four topics so far; ``advance`` reads what has come since. Close it at the end."""
+
+    def __init__(self, kafka: KafkaSettings, on_record: Callable[[Seen], None] = lambda _: None) -> None:
+        _answers(kafka)
+        try:
+            self.partitions = client.partition_count(kafka, *ALL)
+        except client.FatalKafkaError as error:
+            raise CannotRead(str(error)) from None
+        self._kafka, self._on_record = kafka, on_record
+        self._consumer: Consumer = client.consumer(kafka, "audit", **{"enable.partition.eof": True, "log_level": 0})
+        self._plain = {kafka.topic(name): name for name in ALL}
+        self._reached: dict[tuple[str, int], int] = {}
+        self.ends: dict[tuple[str, int], int] = {}
+        self._found: dict[tuple[str, int], list[Seen]] = {(n, p): [] for n in ALL for p in range(self.partitions)}
+        try:
+            start = []
+            for name, partition in self._found:
+                low, _ = client.watermarks(self._consumer, kafka.topic(name), partition)
+                self._reached[name, partition] = low
+                start.append(TopicPartition(kafka.topic(name), partition, low))
+            self._consumer.assign(start)
+            self.topic_ids = _topic_ids(kafka)
+        except KafkaException as error:
+            self._consumer.close()
+            raise CannotRead(f"Kafka at {kafka.bootstrap_servers}: {error.args[0].str()}") from None
+
+    def close(self) -> None:
+        """Leave the broker."""
+        self._consumer.close()
+
+    def advance(self) -> bool:
+        """Read to the ends as of now; True if there was anything new. Raises CannotRead."""
+        try:
+            # Downstream first: what a later topic holds has its cause in what is then read of an earlier one.
+            for name in reversed(ALL):
+                for partition in range(self.partitions):
+                    _, high = client.watermarks(self._consumer, self._kafka.topic(name), partition)
+                    self.ends[name, partition] = max(high, self.ends.get((name, partition), 0))
+            return self._read()
+        except KafkaException as error:
+            raise CannotRead(f"Kafka at {self._kafka.bootstrap_servers}: {error.args[0].str()}") from None
+
+    def _read(self) -> bool:
+        news, until = False, time.monotonic() + PATIENCE
+        while any(self._reached[key] < end for key, end in self.ends.items()):
+            messages = self._consumer.consume(10_000, 0.2)
+            for message in messages:
+                news = self._take(message) or news
+            if messages:
+                until = time.monotonic() + PATIENCE
+            elif time.monotonic() > until:
+                behind = {f"{n}/{p}": (self._reached[n, p], end) for (n, p), end in self.ends.items()}
+                raise CannotRead(f"Kafka gave nothing for {PATIENCE:g} s although there is more: {behind}")
+        return news
+
+    def _take(self, message: Message) -> bool:
+        name, partition, offset = self._plain[str(message.topic())], message.partition(), message.offset()
+        assert partition is not None
+        assert offset is not None
+        key = (name, partition)
+        error = message.error()
+        if error is not None:
+            if error.code() == KafkaError._PARTITION_EOF:
+                self._reached[key] = max(self._reached[key], offset)
+            elif not error.retriable():
+                raise KafkaException(error)
+            return False
+        self._reached[key] = offset + 1
+        event: Any = None
+        problem = ""
+        try:
+            event = codec.decode(name, message.value())
+        except codec.Unreadable as unreadable:
+            problem = str(unreadable)
+        raw = message.key()
+        text = raw.decode(errors="replace") if isinstance(raw, bytes) else raw
+        seen = Seen(Where(name, partition, offset), message.timestamp()[1], text, event, problem)
+        self._found[key].append(seen)
+        self._on_record(seen)
+        return True
+
+    @property
+    def records(self) -> dict[str, list[Seen]]:
+        """Everything read so far, by topic; within one by partition and offset, up to the ends."""
+        return {
+            name: [
+                seen
+                for partition in range(self.partitions)
+                for seen in self._found[name, partition]
+                if seen.where.offset < self.ends.get((name, partition), 0)
+            ]
+            for name in ALL
+        }
+
+
+def _answers(kafka: KafkaSettings) -> None:
+    """Asked before librdkafka is, which would try for ten seconds and say so on stderr twenty times a second."""
+    addresses = [address.strip().rpartition(":") for address in kafka.bootstrap_servers.split(",")]
+    reason: OSError | ValueError | None = None
+    for host, _, port in addresses:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
+            return
+        except (OSError, ValueError) as error:
+            reason = error
+    raise CannotRead(
+        f"no Kafka broker answers at {kafka.bootstrap_servers} ({reason}); start the stack, or name another with --kafka"
+    )
+
+
+def _topic_ids(kafka: KafkaSettings) -> dict[str, str]:
+    full = {kafka.topic(name): name for name in ALL}
+    asked = client.admin(kafka).describe_topics(TopicCollection(list(full)), request_timeout=10)
+    return {full[topic]: str(future.result().topic_id) for topic, future in asked.items()}

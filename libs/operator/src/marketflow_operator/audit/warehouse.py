@@ -1,0 +1,62 @@
+"""Reads the landed rows and the loader's positions from the warehouse.
+
+Edge of the audit. Read-only: it must never create, repair or lock anything.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import snowflake.connector
+from marketflow_common.settings import SnowflakeSettings
+from snowflake.connector.errors import Error
+
+from .delivery import REJECTS, TABLES
+from .model import Position, Row, Warehouse
+from .topics import CannotRead
+
+__all__ = ["WarehouseReader"]
+
+
+class WarehouseReader:
+    """One session for the length of an audit. Every method raises CannotRead when the warehouse does not answer."""
+
+    def __init__(self, settings: SnowflakeSettings) -> None:
+        self._settings = settings
+        self._connection: Any = None
+        logging.getLogger("snowflake.connector").setLevel(logging.CRITICAL)
+
+    def close(self) -> None:
+        """End the session."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def positions(self) -> list[Position]:
+        """How far every partition has landed."""
+        rows = self._rows("SELECT KAFKA_TOPIC, KAFKA_TOPIC_ID, KAFKA_PARTITION, NEXT_OFFSET FROM RAW.LOAD_OFFSETS")
+        return [
+            Position(r["KAFKA_TOPIC"], r["KAFKA_TOPIC_ID"], int(r["KAFKA_PARTITION"]), int(r["NEXT_OFFSET"]))
+            for r in rows
+        ]
+
+    def read(self) -> Warehouse:
+        """All rows of all tables; positions first, so that every landed row has its position behind it."""
+        positions = self.positions()
+        return Warehouse({table: self._rows(f"SELECT * FROM {table}") for table in (*TABLES, REJECTS)}, positions)
+
+    def _rows(self, statement: str) -> Sequence[Row]:
+        settings = self._settings
+        try:
+            if self._connection is None:
+                self._connection = snowflake.connector.connect(**settings.connect_arguments("audit"))
+            with self._connection.cursor() as cursor:
+                cursor.execute(statement)
+                names = [column.name for column in cursor.description]
+                return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        except Error as error:
+            self.close()
+            place = f"{settings.host}:{settings.port}" if settings.host else settings.account
+            raise CannotRead(f"the warehouse at {place}: {str(error.msg or error).splitlines()[0]}") from None

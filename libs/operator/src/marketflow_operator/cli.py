@@ -1,0 +1,310 @@
+"""The command line `marketflow`: demo, up, status, logs, down, audit, doctor.
+
+Wiring only: reads settings and options, calls the parts, turns their outcome into an exit code. Every error is one
+line that names the thing and the remedy.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Final, ParamSpec
+
+import typer
+from marketflow_common.settings import InvalidSettings, load
+from marketflow_stack.errors import StackError
+from marketflow_stack.stack import StackConfig, running, start_detached, supervisor
+from marketflow_stack.supervisor import Event
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from . import doctor as examination
+from . import targets as addresses
+from .audit.gather import gather
+from .audit.judge import Verdict, judge
+from .report import encode, verdict_json
+from .settings import StackSettings
+from .table import show_verdict
+
+__all__ = ["app", "main"]
+
+HOLDS: Final = 0
+WRONG: Final = 1
+USAGE: Final = 2
+CANNOT: Final = 3
+INTERRUPTED: Final = 130
+
+CODES: Final = (
+    "Exit codes: 0 all is well (demo, audit: the audit holds); 1 it is not (the audit does not hold, something of the "
+    "stack does not run, something is missing); 2 wrong usage or setting; 3 it could not be done or checked (nothing "
+    "is reachable, no Java, a taken port); 130 interrupted."
+)
+
+app = typer.Typer(
+    name="marketflow",
+    help="Run, watch and check MarketFlow on this machine.",
+    epilog=CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+P = ParamSpec("P")
+
+State = Annotated[
+    Path | None,
+    typer.Option("--state", help="State folder of the stack (default: MARKETFLOW_STACK_STATE, .marketflow)."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def guarded(command: Callable[P, int]) -> Callable[P, None]:
+    """Turn known errors into one line and an exit code."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = command(*args, **kwargs)
+        except InvalidSettings as error:
+            code = fail(str(error), USAGE)
+        except StackError as error:
+            code = fail(str(error), CANNOT)
+        except KeyboardInterrupt:
+            code = fail("interrupted", INTERRUPTED)
+        raise typer.Exit(code)
+
+    return run
+
+
+def fail(text: str, code: int) -> int:
+    """Say what went wrong on stderr."""
+    err.print(Text.assemble(("marketflow: ", "bold red"), text))
+    return code
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"marketflow {version('marketflow-operator')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Run, watch and check MarketFlow on this machine."""
+
+
+def state_folder(given: Path | None) -> Path:
+    """The state folder of the command: as given, or as configured."""
+    return given.resolve() if given is not None else load(StackSettings).folder
+
+
+# --- up, status, logs, down --------------------------------------------------------------------------
+
+
+@app.command(epilog=CODES)
+@guarded
+def up(
+    market: Annotated[
+        str, typer.Option(help="simulator, or binance (its public streams, paper trading).")
+    ] = "simulator",
+    symbols: Annotated[str, typer.Option(help="Symbols, separated by commas.")] = "BTCUSDT,ETHUSDT,SOLUSDT",
+    speed: Annotated[str, typer.Option(help="Market seconds per second, or max.")] = "1",
+    seed: Annotated[int, typer.Option(help="Seed of the synthetic market.")] = 7,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay here until Ctrl-C.")] = False,
+    state: State = None,
+) -> int:
+    """Start the local stack on its configured ports and leave it running."""
+    if market not in ("simulator", "binance"):
+        return fail(f"--market is {market!r}: it is simulator or binance", USAGE)
+    config = StackConfig(
+        state=state_folder(state),
+        ports=load(StackSettings).ports,
+        market=market,  # type: ignore[arg-type]  # one of the two, as checked above
+        symbols=split(symbols),
+        speed=speed,
+        seed=seed,
+    )
+    if not foreground:
+        start_detached(config, tell)
+        out.print(f"running on 127.0.0.1: Kafka {config.ports.kafka}, exchange {config.ports.simulator}")
+        out.print("marketflow status · marketflow logs · marketflow audit · marketflow down")
+        return HOLDS
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    config.run.mkdir(parents=True, exist_ok=True)
+    supervisor(replace(config, state=config.state.resolve()), tell).run(stop)
+    return HOLDS
+
+
+def split(symbols: str) -> tuple[str, ...]:
+    """``"a, b"`` to ``("A", "B")``."""
+    return tuple(part.strip().upper() for part in symbols.split(",") if part.strip())
+
+
+def tell(event: Event) -> None:
+    """One line for something that happened to a process of the stack."""
+    style = {"ready": "green", "done": "green", "failed": "bold red", "backoff": "yellow"}.get(event.phase, "dim")
+    if event.phase not in ("waiting", "preparing"):
+        out.print(Text.assemble((f"{event.name:18}", "bold"), (event.text, style)))
+
+
+@app.command(epilog=CODES)
+@guarded
+def status(as_json: AsJson = False, state: State = None) -> int:
+    """Say what runs, where, and how it is."""
+    found = running(state_folder(state))
+    if found is None:
+        out.print(
+            json.dumps({"running": False, "processes": []}) if as_json else "Nothing runs; start it with `make up`."
+        )
+        return WRONG
+    stack, config = found
+    well = all(entry.phase in ("ready", "done") for entry in stack.processes)
+    if as_json:
+        rows = [
+            {
+                "name": e.name,
+                "phase": e.phase,
+                "pid": e.process.pid if e.process else None,
+                "restarts": e.restarts,
+                "url": e.url,
+                "log": e.log,
+            }
+            for e in stack.processes
+        ]
+        out.print(json.dumps({"running": True, "well": well, "market": config.market, "processes": rows}, indent=1))
+        return HOLDS if well else WRONG
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("process", "phase", "pid", "restarts", "where"):
+        table.add_column(column)
+    for e in stack.processes:
+        style = "green" if e.phase in ("ready", "done") else "bold red"
+        pid = str(e.process.pid) if e.process else "-"
+        table.add_row(e.name, Text(e.phase, style), pid, str(e.restarts), e.url)
+    out.print(table)
+    return HOLDS if well else WRONG
+
+
+@app.command(epilog=CODES)
+@guarded
+def logs(
+    service: Annotated[str | None, typer.Argument(help="Process whose log is shown; all by default.")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on showing what comes.")] = False,
+    lines: Annotated[int, typer.Option("-n", help="Lines from the end.")] = 50,
+    state: State = None,
+) -> int:
+    """Show the logs of the stack's processes, also of one that has ended."""
+    folder = state_folder(state) / "logs"
+    files = sorted(folder.glob("*.log"))
+    if service is not None:
+        files = [file for file in files if file.stem == service]
+        if not files:
+            known = ", ".join(sorted(file.stem for file in folder.glob("*.log"))) or "none"
+            return fail(f"there is no log of {service!r} in {folder}; there are: {known}", USAGE)
+    if not files:
+        return fail(f"there are no logs in {folder}; start the stack with `make up`", CANNOT)
+    command = ["tail", "-n", str(lines), *(["-F"] if follow else []), *map(str, files)]
+    return subprocess.run(command, check=False).returncode
+
+
+@app.command(epilog=CODES)
+@guarded
+def down(state: State = None) -> int:
+    """Stop the stack that runs; its data stays."""
+    found = running(state_folder(state))
+    if found is None:
+        out.print("Nothing runs.")
+        return HOLDS
+    gentle = found[0].stop()
+    out.print("Stopped." if gentle else "Stopped, by force: a process did not end in time.")
+    return HOLDS
+
+
+# --- audit, doctor -----------------------------------------------------------------------------------
+
+
+@app.command(epilog=CODES)
+@guarded
+def audit(
+    as_json: AsJson = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for what is still on its way.", min=0)] = 60.0,
+    quiet: Annotated[float, typer.Option(help="Judge after so many seconds without any movement.", min=0)] = 15.0,
+    kafka: Annotated[str | None, typer.Option(help="Broker, host:port.")] = None,
+    exchange: Annotated[str | None, typer.Option(help="The exchange's URL.")] = None,
+    recorder: Annotated[str | None, typer.Option(help="URL of the recording of notifications.")] = None,
+    state: State = None,
+) -> int:
+    """Compare the exchange's ledger, the topics, the warehouse and the notifications.
+
+    Looks at the local stack if one runs, otherwise at Kafka 127.0.0.1:9092, the exchange :9080, the warehouse :9070
+    and the recorder :9071, as docker compose publishes them; MARKETFLOW_KAFKA_*, MARKETFLOW_SNOWFLAKE_*,
+    MARKETFLOW_EXCHANGE_URL and MARKETFLOW_RECORDER_URL name others.
+    """
+    found = running(state_folder(state))
+    places = addresses.of_stack(found[1], found[0]) if found is not None else addresses.of_environment()
+    if kafka is not None:
+        places = replace(places, kafka=places.kafka.model_copy(update={"bootstrap_servers": kafka}))
+    places = replace(places, exchange=exchange or places.exchange, recorder=recorder or places.recorder)
+    if as_json or not err.is_terminal:
+        evidence = gather(places, timeout, quiet)
+    else:
+        with err.status("reading …") as line:
+            evidence = gather(places, timeout, quiet, lambda text: line.update(f"waiting: {text}"))
+    verdict = judge(evidence)
+    if as_json:
+        sys.stdout.buffer.write(encode(verdict_json(verdict)))
+        sys.stdout.buffer.flush()
+    else:
+        show_verdict(out, verdict)
+    return code_of(verdict)
+
+
+def code_of(verdict: Verdict) -> int:
+    """0 holds, 1 does not hold, 3 could not be checked."""
+    return HOLDS if verdict.ok else WRONG if verdict.failed_beyond_waiting else CANNOT
+
+
+@app.command(epilog=CODES)
+@guarded
+def doctor(as_json: AsJson = False, state: State = None) -> int:
+    """Look whether this machine has what MarketFlow needs."""
+    folder = state_folder(state)
+    findings = examination.examine(load(StackSettings).ports, folder, running(folder) is not None)
+    well = all(finding.ok or finding.optional for finding in findings)
+    if as_json:
+        rows: list[dict[str, Any]] = [vars(finding) for finding in findings]
+        out.print(json.dumps({"ok": well, "findings": rows}, indent=1))
+        return HOLDS if well else WRONG
+    for finding in findings:
+        mark = (
+            ("ok     ", "green")
+            if finding.ok
+            else ("absent ", "yellow")
+            if finding.optional
+            else ("MISSING", "bold red")
+        )
+        out.print(Text.assemble(mark, f" {finding.name}: {finding.found}"))
+        if finding.remedy:
+            out.print(Text(f"        {finding.remedy}", "yellow"))
+    return HOLDS if well else WRONG
+
+
+def main() -> None:
+    """Entry of the console script."""
+    app()

@@ -1,0 +1,59 @@
+"""The audit as a table for the terminal: every check with what was expected, what was found, and who offends.
+
+Must never judge: it shows a verdict.
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .audit.judge import Verdict
+from .audit.model import Check
+
+__all__ = ["show_verdict"]
+
+_MARKS = {True: ("ok", "green"), False: ("WRONG", "bold red"), None: ("NOT RUN", "bold yellow")}
+
+
+def show_verdict(console: Console, verdict: Verdict) -> None:
+    """Print the table, then one line with the outcome."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("check", no_wrap=True)
+    table.add_column("expected", justify="right", overflow="fold")
+    table.add_column("found", justify="right", overflow="fold")
+    table.add_column("", no_wrap=True)
+    for check in verdict.checks:
+        mark, style = _MARKS[check.ok]
+        table.add_row(check.name, _number(check.expected), _number(check.actual), Text(mark, style))
+    console.print(table)
+    for check in verdict.checks:
+        if check.detail and check.ok is not None:
+            console.print(_detail(check))
+    reasons: dict[str, list[str]] = {}
+    for check in verdict.not_run:
+        reasons.setdefault(check.detail, []).append(check.name)
+    for reason, names in reasons.items():
+        console.print(Text.assemble((f"not run ({len(names)} checks): ", "bold"), (reason, "yellow")))
+    console.print(outcome(verdict))
+
+
+def _detail(check: Check) -> Text:
+    name, style = ("dim", "dim") if check.ok else ("bold", "red")
+    return Text.assemble((f"{check.name}: ", name), (check.detail, style))
+
+
+def outcome(verdict: Verdict) -> Text:
+    """One line: whether the audit holds, and if not, which checks do not."""
+    count, wrong, unknown = len(verdict.checks), verdict.failed, verdict.not_run
+    if verdict.ok:
+        return Text(f"The audit holds: {count} of {count} checks.", "bold green")
+    names = ", ".join(check.name for check in wrong)
+    if wrong:
+        return Text(f"The audit does not hold: {len(wrong)} of {count} checks are wrong ({names}).", "bold red")
+    return Text(f"The audit could not be done: {len(unknown)} of {count} checks were not run.", "bold yellow")
+
+
+def _number(value: int | str) -> str:
+    return f"{value:,}" if isinstance(value, int) else value
