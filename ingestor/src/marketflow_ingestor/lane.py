@@ -199,11 +199,12 @@ class Lane:
 
     async def _settle(self, sequence: SymbolSequence) -> None:
         """Ask until the sequence needs nothing more; what does not come within the deadline is given up."""
-        pauses, moved_at, waited_for = _pauses(0.1, 2.0), time.monotonic(), None
+        pauses, moved_at, waited = _pauses(0.1, 2.0), time.monotonic(), False
+        last_id, filled = sequence.last_id, sequence.filled_count
         try:
             while (need := sequence.need()) is not None:
-                if isinstance(need, Hole) and not need.urgent and need != waited_for:
-                    waited_for = need
+                if isinstance(need, Hole) and not need.urgent and not waited:
+                    waited = True
                     await asyncio.sleep(self._settings.settle_s)
                     continue
                 await self._room()
@@ -225,6 +226,9 @@ class Lane:
                     self._wake.set()
                     self._moved.set()
                 await asyncio.sleep(next(pauses))
+            if sequence.filled_count > filled:
+                trades = sequence.filled_count - filled
+                _log.info("filled", symbol=sequence.symbol, after=last_id, up_to=sequence.last_id, trades=trades)
         finally:
             self._settling.discard(sequence.symbol)
 
@@ -241,8 +245,6 @@ class Lane:
         limit = PAGE if need.last is None else min(PAGE, need.last - need.first + 2)
         trades = await self._rest.trades(symbol, need.first, limit)
         moved = sequence.filled(trades, at_end=need.last is None and len(trades) < limit)
-        if moved:
-            _log.info("filled", symbol=symbol, first=need.first, last=sequence.last_id, wanted=need.last)
         return moved or sequence.need() != need
 
     async def _back_to(self, symbol: str, need: Before) -> list[Trade]:

@@ -1,0 +1,257 @@
+"""What one symbol's sequence does in each situation, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from marketflow_common.events import Event, Gap, Trade, Watermark
+from marketflow_common.intervals import MINUTE
+from marketflow_ingestor.sequence import Before, Hole, Minutes, SymbolSequence, Tail, unpublished
+
+T0 = 1_700_000_040 * 1_000_000 // MINUTE * MINUTE
+SECOND = 1_000_000
+
+
+@pytest.fixture
+def exchange(world: Callable[..., Any]) -> Any:
+    """Ids 100 to 129: ten trades in each of the minutes T0, T0 + 1 min and T0 + 3 min; minute 2 is empty."""
+    return world([T0 + minute * MINUTE + i * SECOND for minute in (0, 1, 3) for i in range(10)])
+
+
+@pytest.fixture
+def out() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+def sequence(exchange: Any, out: list[Event]) -> SymbolSequence:
+    """One that has published trades 100 to 104."""
+    made = SymbolSequence("binance", "ETHUSDT", out)
+    made.trade(exchange.trades[0])
+    made.start([])
+    for trade in exchange.trades[1:5]:
+        made.trade(trade)
+    return made
+
+
+def ids(out: list[Event]) -> list[int]:
+    return [event.trade_id for event in out if isinstance(event, Trade)]
+
+
+def marks(out: list[Event]) -> list[tuple[int, int]]:
+    """Watermarks as (minutes since T0, last trade id)."""
+    return [((e.through - T0) // MINUTE, e.last_trade_id) for e in out if isinstance(e, Watermark)]
+
+
+def test_trades_in_order_go_straight_out(sequence: SymbolSequence, out: list[Event]) -> None:
+    assert ids(out) == [100, 101, 102, 103, 104]
+    assert sequence.need() is None
+    assert not sequence.unsettled
+
+
+def test_an_id_that_was_published_is_dropped_and_counted(
+    sequence: SymbolSequence, exchange: Any, out: list[Event]
+) -> None:
+    sequence.trade(exchange.trades[2])
+    sequence.trade(exchange.trades[4])
+    assert ids(out) == [100, 101, 102, 103, 104]
+    assert sequence.duplicates == 2
+
+
+def test_nothing_later_goes_out_until_a_jump_is_filled(
+    sequence: SymbolSequence, exchange: Any, out: list[Event]
+) -> None:
+    sequence.trade(exchange.trades[8])
+    assert ids(out)[-1] == 104
+    assert sequence.unsettled
+    assert sequence.need() == Hole(105, 107, urgent=True)
+    assert sequence.filled(exchange.page(105, 4), at_end=False)
+    assert ids(out) == list(range(100, 109))
+    assert sequence.need() is None
+    assert sequence.filled_count == 3
+
+
+def test_a_hole_may_be_closed_by_the_stream_itself(sequence: SymbolSequence, exchange: Any, out: list[Event]) -> None:
+    for i in (7, 6, 5):
+        sequence.trade(exchange.trades[i])
+    assert ids(out) == list(range(100, 108))
+    assert sequence.need() is None
+
+
+def test_what_the_exchange_skips_in_its_answer_becomes_a_final_gap(
+    world: Callable[..., Any], sequence: SymbolSequence, exchange: Any, out: list[Event]
+) -> None:
+    holey = world([t.traded_at for t in exchange.trades], lost=frozenset({105, 106}))
+    sequence.trade(exchange.trades[8])
+    sequence.filled(holey.page(105, 4), at_end=False)
+    assert [e for e in out if isinstance(e, Gap)] == [
+        Gap("binance", "ETHUSDT", 105, 106, "the exchange does not have these trades", True)
+    ]
+    assert ids(out) == [*range(100, 105), *range(107, 111)]
+
+
+def test_an_empty_answer_is_no_evidence_that_trades_are_lost(
+    sequence: SymbolSequence, exchange: Any, out: list[Event]
+) -> None:
+    sequence.trade(exchange.trades[8])
+    assert not sequence.filled([], at_end=False)
+    assert not [e for e in out if isinstance(e, Gap)]
+    assert sequence.need() == Hole(105, 107, urgent=True)
+
+
+def test_giving_up_declares_a_gap_that_is_not_final_and_goes_on(
+    sequence: SymbolSequence, exchange: Any, out: list[Event]
+) -> None:
+    sequence.trade(exchange.trades[8])
+    gap = sequence.give_up("HTTP 503")
+    assert gap == Gap("binance", "ETHUSDT", 105, 107, "HTTP 503", False)
+    assert out[-2:] == [gap, exchange.trades[8]]
+
+
+def test_a_closed_minute_waits_for_its_last_trade(sequence: SymbolSequence, exchange: Any, out: list[Event]) -> None:
+    sequence.minute(exchange.kline(T0))
+    assert sequence.need() == Hole(105, 109, urgent=False)
+    for trade in exchange.trades[5:10]:
+        assert marks(out) == []
+        sequence.trade(trade)
+    assert marks(out) == [(1, 109)]
+    assert out[-1].kline == exchange.kline(T0)  # type: ignore[attr-defined]
+
+
+def test_a_closed_minute_behind_trades_of_the_next_names_its_own_last_trade(
+    sequence: SymbolSequence, exchange: Any, out: list[Event]
+) -> None:
+    for trade in exchange.trades[5:13]:
+        sequence.trade(trade)
+    sequence.minute(exchange.kline(T0))
+    assert marks(out) == [(1, 109)]
+
+
+def test_an_empty_minute_names_the_last_trade_before_it(
+    sequence: SymbolSequence, exchange: Any, out: list[Event]
+) -> None:
+    for trade in exchange.trades[5:20]:
+        sequence.trade(trade)
+    sequence.minute(exchange.kline(T0))
+    sequence.minute(exchange.kline(T0 + MINUTE))
+    sequence.trade(exchange.trades[20])
+    sequence.minute(exchange.kline(T0 + 2 * MINUTE))
+    assert marks(out) == [(1, 109), (2, 119), (3, 119)]
+
+
+def test_a_minute_that_comes_again_is_not_published_again(
+    sequence: SymbolSequence, exchange: Any, out: list[Event]
+) -> None:
+    for trade in exchange.trades[5:20]:
+        sequence.trade(trade)
+    for minute in (0, 0, 1, 1, 0):
+        sequence.minute(exchange.kline(T0 + minute * MINUTE))
+    assert marks(out) == [(1, 109), (2, 119)]
+
+
+def test_an_empty_minute_after_a_reconnect_proves_nothing_until_rest_says_that_nothing_is_missing(
+    sequence: SymbolSequence, exchange: Any, out: list[Event]
+) -> None:
+    for trade in exchange.trades[5:15]:
+        sequence.trade(trade)
+    sequence.minute(exchange.kline(T0))
+    sequence.connected()  # and 115 to 119, and the minute they are in, were missed
+    sequence.minute(exchange.kline(T0 + 2 * MINUTE))
+    assert marks(out) == [(1, 109)]
+    assert sequence.need() == Hole(115, None, urgent=False)
+    sequence.filled(exchange.page(115, 1000, happened=119), at_end=True)
+    assert sequence.need() == Minutes(T0 + MINUTE, T0 + 2 * MINUTE)
+    sequence.closed(Minutes(T0 + MINUTE, T0 + 2 * MINUTE), [exchange.kline(T0 + MINUTE, ids=False)])
+    assert marks(out) == [(1, 109), (2, 119), (3, 119)]
+    assert [e.kline for e in out if isinstance(e, Watermark)][1] == exchange.kline(T0 + MINUTE)
+
+
+def test_a_contiguous_trade_after_a_reconnect_makes_the_question_to_rest_needless(
+    sequence: SymbolSequence, exchange: Any
+) -> None:
+    sequence.connected()
+    assert sequence.unsettled
+    sequence.trade(exchange.trades[5])
+    assert not sequence.unsettled
+
+
+def test_a_missed_minute_whose_count_disagrees_is_left_to_a_later_watermark(
+    world: Callable[..., Any], sequence: SymbolSequence, exchange: Any, out: list[Event]
+) -> None:
+    for trade in exchange.trades[5:20]:
+        sequence.trade(trade)
+    other = world([t.traded_at for t in exchange.trades[:9]])
+    sequence.minute(exchange.kline(T0 + MINUTE))
+    need = sequence.need()
+    assert need == Minutes(T0, T0 + MINUTE)
+    sequence.closed(need, [other.kline(T0, ids=False)])
+    assert marks(out) == [(2, 119)]
+
+
+def test_the_first_start_asks_back_to_one_trade_before_the_minute(exchange: Any, out: list[Event]) -> None:
+    sequence = SymbolSequence("binance", "ETHUSDT", out)
+    sequence.connected()
+    assert sequence.need() is None
+    sequence.trade(exchange.trades[15])
+    sequence.trade(exchange.trades[16])
+    assert out == []
+    assert sequence.need() == Before(115, T0 + MINUTE)
+    assert sequence.start(exchange.page(100, 15))
+    assert ids(out) == list(range(109, 117))
+
+
+def test_the_first_minute_is_cut_where_there_is_nothing_before_the_first_trade(exchange: Any, out: list[Event]) -> None:
+    sequence = SymbolSequence("binance", "ETHUSDT", out)
+    sequence.trade(exchange.trades[3])
+    assert not sequence.start([])
+    assert ids(out) == [103]
+    assert sequence.need() is None
+
+
+def test_a_restart_goes_on_behind_the_tail(exchange: Any, sequence: SymbolSequence, out: list[Event]) -> None:
+    for trade in exchange.trades[5:13]:
+        sequence.trade(trade)
+    sequence.minute(exchange.kline(T0))
+    tail = Tail()
+    taken = 0
+    for event in reversed(out):
+        if not tail.known:
+            tail.take(event)
+            taken += 1
+    assert (tail.last_id, tail.through) == (112, T0 + MINUTE)
+    assert taken == 4  # the watermark and the trades after its own last
+    again = SymbolSequence("binance", "ETHUSDT", out, tail)
+    again.trade(exchange.trades[12])
+    again.trade(exchange.trades[13])
+    assert again.duplicates == 1
+    assert out[-1] == exchange.trades[13]
+
+
+def test_a_batch_of_unknown_outcome_goes_out_from_where_the_topic_ends(
+    exchange: Any, sequence: SymbolSequence, out: list[Event]
+) -> None:
+    def tail_of(events: list[Event]) -> dict[str, Tail]:
+        tail = Tail()
+        for event in reversed(events):
+            tail.take(event)
+        return {"ETHUSDT": tail}
+
+    for trade in exchange.trades[5:12]:
+        sequence.trade(trade)
+    sequence.minute(exchange.kline(T0))
+    confirmed, pending = out[:5], out[5:]
+    assert unpublished(pending, [sequence], tail_of(confirmed)) == pending
+    assert unpublished(pending, [sequence], tail_of(out)) == []
+    assert unpublished(pending, [sequence], tail_of(out[:9])) == out[9:]
+
+
+def test_a_topic_that_others_wrote_to_or_that_lost_records_is_noticed(
+    exchange: Any, sequence: SymbolSequence, out: list[Event]
+) -> None:
+    ahead, behind = Tail(), Tail()
+    ahead.take(exchange.trades[9])
+    behind.take(exchange.trades[1])
+    assert unpublished(out[3:], [sequence], {"ETHUSDT": ahead}) is None
+    assert unpublished(out[3:], [sequence], {"ETHUSDT": behind}) is None
