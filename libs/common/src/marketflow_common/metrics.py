@@ -15,6 +15,7 @@ __all__ = [
     "MESSAGES_IN",
     "MESSAGES_OUT",
     "OWNED_PARTITIONS",
+    "READY",
     "REOPENED",
     "TRANSACTION_SECONDS",
     "UNREADABLE",
@@ -43,6 +44,7 @@ MESSAGES_IN: Final = Counter("messages_in_total", "Records or stream messages ta
 MESSAGES_OUT: Final = Counter("messages_out_total", "Records published or messages delivered", ["topic"])
 UNREADABLE: Final = Counter("records_unreadable_total", "Records that could not be read and were skipped", ["topic"])
 LAG: Final = Gauge("consumer_lag_records", "Records behind the end of the partition", ["topic", "partition"])
+READY: Final = Gauge("service_ready", "1 while /readyz answers 200")
 OWNED_PARTITIONS: Final = Gauge("owned_partitions", "Partitions that this process works on now")
 REOPENED: Final = Counter(
     "lanes_reopened_total",

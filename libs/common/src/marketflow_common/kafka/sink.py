@@ -166,7 +166,7 @@ class Sink:
             self._buffers[self._slot(p)] = []
         self._consumer.assign(starts)
         self._paused = False
-        metrics.OWNED_PARTITIONS.set(len(self._buffers))
+        self._show_owned()
         self._health.ready(True)
         _log.info("assigned", group=self._group, starts={f"{p.topic}/{p.partition}": p.offset for p in starts})
 
@@ -176,8 +176,12 @@ class Sink:
             if self._buffers.pop(slot, None) is not None:
                 self._effect.closed(slot)
         self._count()
-        metrics.OWNED_PARTITIONS.set(len(self._buffers))
+        self._show_owned()
         _log.info("revoked", group=self._group, partitions=[f"{p.topic}/{p.partition}" for p in partitions])
+
+    def _show_owned(self) -> None:
+        metrics.OWNED_PARTITIONS.set(len(self._buffers))
+        self._health.detail(partitions=sorted(f"{slot.topic}/{slot.partition}" for slot in self._buffers))
 
     # --- work ----------------------------------------------------------------------------------------
 
