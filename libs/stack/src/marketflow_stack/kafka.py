@@ -301,4 +301,7 @@ class KafkaBroker:
 
 def _cluster_id() -> str:
     """A cluster id in Kafka's format: 16 random bytes, URL-safe base64 without padding."""
-    return base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
+    # Never with a leading "-", which the tool would take for an option (Kafka's own Uuid.randomUuid does the same).
+    while (name := base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")).startswith("-"):
+        pass
+    return name
