@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from functools import partial
 
 from marketflow_common.health import Health
@@ -49,6 +50,10 @@ class _Shared:
             self._trouble[channel] = what
             self._tell()
 
+    def detail(self, channel: str, details: Mapping[str, object]) -> None:
+        with self._lock:
+            self._health.detail(**{f"{channel}_{name}": value for name, value in details.items()})
+
     def _tell(self) -> None:
         reasons = [f"{name}: {what}" for name, what in self._trouble.items() if what]
         reasons += [f"{name}: no partitions yet" for name, is_open in self._open.items() if not is_open]
@@ -67,6 +72,9 @@ class _ChannelHealth(Health):
 
     def ready(self, is_ready: bool, reason: str = "") -> None:
         self._shared.ready(self._channel, is_ready)
+
+    def detail(self, **details: object) -> None:
+        self._shared.detail(self._channel, details)
 
 
 def open_channels(settings: NotifierSettings) -> list[Channel]:
