@@ -66,6 +66,8 @@ _PASSING: Final = frozenset(
     }
 )
 T = TypeVar("T")
+QUIET_SECONDS: Final = 10.0
+"""Between two log lines about a broker that cannot be reached: without it an outage floods the log."""
 _log = logs.get("kafka")
 
 
@@ -115,9 +117,17 @@ def _security(kafka: KafkaSettings) -> dict[str, Any]:
     return config
 
 
-def _quiet(error: KafkaError) -> None:
-    """Broker down or up again: librdkafka retries by itself; the log says so once per event."""
-    _log.warning("broker", detail=error.str())
+def _quiet() -> Callable[[KafkaError], None]:
+    """For one client: librdkafka retries by itself, many times a second; the log says so every ten seconds."""
+    silent_until = 0.0
+
+    def say(error: KafkaError) -> None:
+        nonlocal silent_until
+        if time.monotonic() >= silent_until:
+            silent_until = time.monotonic() + QUIET_SECONDS
+            _log.warning("broker", detail=error.str())
+
+    return say
 
 
 def consumer(kafka: KafkaSettings, group: str, **more: Any) -> Consumer:
@@ -137,7 +147,7 @@ def consumer(kafka: KafkaSettings, group: str, **more: Any) -> Consumer:
         # The default of one second leaves a fast reader waiting with an empty queue.
         "fetch.queue.backoff.ms": 2,
         "fetch.wait.max.ms": 20,
-        "error_cb": _quiet,
+        "error_cb": _quiet(),
         **more,
     }
     return Consumer(config)
@@ -157,7 +167,7 @@ def producer(kafka: KafkaSettings, transactional_id: str) -> Producer:
             "linger.ms": 0,
             "retry.backoff.ms": 1,
             "retry.backoff.max.ms": 10,
-            "error_cb": _quiet,
+            "error_cb": _quiet(),
         }
     )
 
@@ -196,7 +206,7 @@ def is_fenced(error: KafkaException) -> bool:
 
 def admin(kafka: KafkaSettings) -> AdminClient:
     """A client for look-ups that no consumer offers."""
-    return AdminClient(_security(kafka) | {"error_cb": _quiet})
+    return AdminClient(_security(kafka) | {"error_cb": _quiet()})
 
 
 def partition_count(kafka: KafkaSettings, *names: str) -> int:
