@@ -27,10 +27,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from . import demo as demonstration
 from . import doctor as examination
 from . import targets as addresses
 from .audit.gather import gather
 from .audit.judge import Verdict, judge
+from .recording import Unreadable, examine
 from .report import encode, verdict_json
 from .settings import StackSettings
 from .table import show_verdict
@@ -42,6 +44,7 @@ WRONG: Final = 1
 USAGE: Final = 2
 CANNOT: Final = 3
 INTERRUPTED: Final = 130
+DEFAULT_SYMBOLS: Final = StackConfig.symbols
 
 CODES: Final = (
     "Exit codes: 0 all is well (demo, audit: the audit holds); 1 it is not (the audit does not hold, something of the "
@@ -111,6 +114,58 @@ def _root(
 def state_folder(given: Path | None) -> Path:
     """The state folder of the command: as given, or as configured."""
     return given.resolve() if given is not None else load(StackSettings).folder
+
+
+@app.command(epilog=CODES)
+@guarded
+def demo(
+    replay: Annotated[
+        Path | None,
+        typer.Option(help="Capture (.jsonl, .jsonl.gz) or trade dump to replay; default: a synthetic market."),
+    ] = None,
+    speed: Annotated[str, typer.Option(help="Market seconds per second, or max: as fast as it is read.")] = "60",
+    minutes: Annotated[int, typer.Option(help="Minutes of the synthetic market.", min=1)] = 10,
+    symbols: Annotated[str, typer.Option(help="Symbols, separated by commas; of a recording, all by default.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the synthetic market.", min=0)] = 7,
+    report: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the stack running after the summary, until Ctrl-C.")
+    ] = False,
+    state: State = None,
+) -> int:
+    """Run the whole chain once on free ports, watch it, check it, and stop it."""
+    if speed != "max":
+        try:
+            right = 0 < float(speed) <= 100_000
+        except ValueError:
+            right = False
+        if not right:
+            return fail(f"--speed (SPEED) is {speed!r}: a number above 0 and at most 100000, or max", USAGE)
+    recording = None
+    if replay is not None:
+        try:
+            recording = examine(replay, split(symbols))
+        except Unreadable as error:
+            return fail(f"--replay (REPLAY): {error}", USAGE)
+    if report is not None and report.is_dir():
+        return fail(f"--report (REPORT) is the folder {report}: name a file", USAGE)
+    wanted = demonstration.Demo(
+        symbols=recording.symbols if recording else split(symbols) or DEFAULT_SYMBOLS,
+        speed=speed,
+        minutes=minutes,
+        seed=seed,
+        replay=recording,
+        report=report.resolve() if report else None,
+        keep=keep,
+    )
+    signal.signal(signal.SIGTERM, _interrupt)
+    verdict = demonstration.run(wanted, demonstration.fresh_folder(state_folder(state) / "demo"), out)
+    return HOLDS if verdict.ok else WRONG if verdict.failed else CANNOT
+
+
+def _interrupt(*_: object) -> None:
+    """SIGTERM ends the demo as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 # --- up, status, logs, down --------------------------------------------------------------------------

@@ -5,6 +5,9 @@ Must never judge: it shows a verdict.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,7 +15,7 @@ from rich.text import Text
 from .audit.judge import Verdict
 from .audit.model import Check
 
-__all__ = ["show_verdict"]
+__all__ = ["show_summary", "show_verdict"]
 
 _MARKS = {True: ("ok", "green"), False: ("WRONG", "bold red"), None: ("NOT RUN", "bold yellow")}
 
@@ -57,3 +60,36 @@ def outcome(verdict: Verdict) -> Text:
 
 def _number(value: int | str) -> str:
     return f"{value:,}" if isinstance(value, int) else value
+
+
+def show_summary(out: Console, verdict: Verdict, report: Mapping[str, Any]) -> None:
+    """Print the audit's table and the report's main numbers."""
+    out.print()
+    show_verdict(out, verdict)
+    out.print()
+    trades, candles, orders, pnl = report["trades"], report["candles"], report["orders"], report["pnl"]
+    signals, notices = report["signals"], report["notifications"] or {}
+    rows = {
+        "trades": ", ".join(f"{_count(trades[k])} {k}" for k in ("sent", "published", "landed", "lost", "duplicated")),
+        "candles": f"{_count(candles['equal'])} of {_count(candles['closed'])} whole minutes equal the exchange's klines",
+        "signals": ", ".join(f"{signals[kind]} {kind}" for kind in ("BUY", "SELL", "HOLD")),
+        "orders": f"{orders['filled']} filled ({orders['filled_buy']} BUY, {orders['filled_sell']} SELL), "
+        + ", ".join(f"{orders[kind]} {kind}" for kind in ("rejected", "skipped", "unresolved", "duplicated")),
+        "PnL": f"{pnl['realized']:+f} realized, {pnl['fees']:f} fees, equity error {_count(pnl['equity_error'])}",
+        "notices": ", ".join(f"{_count(notices.get(k))} {k}" for k in ("due", "delivered", "lost", "repeated")),
+        "latency": ", ".join(
+            f"{name.replace('_', ' ')} {_ms(stage['p50'])} / {_ms(stage['p99'])}"
+            for name, stage in report["latency_ms"].items()
+        )
+        + " (p50 / p99, by the broker's clock)",
+    }
+    for name, text in rows.items():
+        out.print(Text.assemble((f"{name:9}", "bold"), text))
+
+
+def _count(value: object) -> str:
+    return "?" if value is None else f"{value:,}"
+
+
+def _ms(value: int | None) -> str:
+    return "-" if value is None else f"{value:,} ms"

@@ -132,7 +132,7 @@ class World:
 
     def signals(self, candle: events.Candle) -> None:
         minute = (candle.open_time - START) // MINUTE
-        for strategy, kind in (("band", ("HOLD", "BUY", "SELL", "BUY", "SELL")[minute % 5]), ("weak_levels", "HOLD")):
+        for strategy, kind in (("cycle", ("HOLD", "BUY", "SELL", "BUY", "SELL")[minute % 5]), ("weak_levels", "HOLD")):
             signal = events.Signal(
                 f"{strategy}-{candle.symbol}-{minute}",
                 strategy,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import delivery, market, trading
+from .bands import signals_recomputed
 from .cuts import cuts_of
 from .model import Check, Evidence, could_not_run, verdict
 
@@ -44,16 +45,11 @@ class Verdict:
 
 def judge(evidence: Evidence) -> Verdict:
     """Run every check."""
-    checks = [
-        verdict(
-            "drained",
-            0,
-            len(evidence.pending),
-            evidence.pending,
-        )
-    ]
+    checks = [verdict("drained", 0, len(evidence.pending), evidence.pending)]
+    if "topics" in evidence.missing:
+        checks = [could_not_run("drained", evidence.missing["topics"])]
     exchange = evidence.exchange
-    by_exchange = (*market.CHECKS, *trading.CHECKS)
+    by_exchange = (*market.CHECKS, signals_recomputed, *trading.CHECKS)
     if exchange is None or "topics" in evidence.missing:
         reason = evidence.missing.get("topics") or evidence.missing.get("exchange", "no exchange")
         checks += [could_not_run(check.__name__, reason) for check in by_exchange]

@@ -31,13 +31,16 @@ class CannotRead(RuntimeError):
 class TopicReader:
     """All records of the four topics so far; ``advance`` reads what has come since. Close it at the end."""
 
-    def __init__(self, kafka: KafkaSettings, on_record: Callable[[Seen], None] = lambda _: None) -> None:
+    def __init__(
+        self, kafka: KafkaSettings, on_record: Callable[[Seen], None] = lambda _: None, keep: bool = True
+    ) -> None:
+        """``keep`` false: records are handed to ``on_record`` only, for a reader that runs for days."""
         _answers(kafka)
         try:
             self.partitions = client.partition_count(kafka, *ALL)
         except client.FatalKafkaError as error:
             raise CannotRead(str(error)) from None
-        self._kafka, self._on_record = kafka, on_record
+        self._kafka, self._on_record, self._keep = kafka, on_record, keep
         self._consumer: Consumer = client.consumer(kafka, "audit", **{"enable.partition.eof": True, "log_level": 0})
         self._plain = {kafka.topic(name): name for name in ALL}
         self._reached: dict[tuple[str, int], int] = {}
@@ -106,7 +109,8 @@ class TopicReader:
         raw = message.key()
         text = raw.decode(errors="replace") if isinstance(raw, bytes) else raw
         seen = Seen(Where(name, partition, offset), message.timestamp()[1], text, event, problem)
-        self._found[key].append(seen)
+        if self._keep:
+            self._found[key].append(seen)
         self._on_record(seen)
         return True
 
@@ -135,11 +139,12 @@ def _answers(kafka: KafkaSettings) -> None:
         except (OSError, ValueError) as error:
             reason = error
     raise CannotRead(
-        f"no Kafka broker answers at {kafka.bootstrap_servers} ({reason}); start the stack, or name another with --kafka"
+        f"no Kafka broker answers at {kafka.bootstrap_servers} ({reason}); start the stack, or name one with --kafka"
     )
 
 
 def _topic_ids(kafka: KafkaSettings) -> dict[str, str]:
     full = {kafka.topic(name): name for name in ALL}
-    asked = client.admin(kafka).describe_topics(TopicCollection(list(full)), request_timeout=10)
+    admin = client.admin(kafka)  # held until the answers are there
+    asked = admin.describe_topics(TopicCollection(list(full)), request_timeout=10)
     return {full[topic]: str(future.result().topic_id) for topic, future in asked.items()}

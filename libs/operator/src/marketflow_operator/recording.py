@@ -1,0 +1,59 @@
+"""Whether a recording can be replayed, and what it holds: asked before anything is started.
+
+The exchange simulator itself reads it, in a process of its own; must never guess at the format here.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+__all__ = ["Recording", "Unreadable", "examine"]
+
+_PROGRAM: Final = """
+import json, sys
+from pathlib import Path
+from marketflow_simulator.capture import CaptureError, load
+try:
+    found = load(Path(sys.argv[1]), sys.argv[2:])
+except (CaptureError, ValueError) as error:
+    print(json.dumps({"error": str(error)}))
+else:
+    print(json.dumps({"symbols": {tape.symbol: tape.size for tape in found.tapes}}))
+"""
+
+
+class Unreadable(Exception):
+    """The recording cannot be replayed; the text is one line that says why and what was expected."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording that can be replayed: its symbols, and the number of trades of those."""
+
+    path: Path
+    symbols: tuple[str, ...]
+    trades: int
+
+
+def examine(path: Path, symbols: tuple[str, ...] = ()) -> Recording:
+    """Read a capture or trade dump, of all its symbols or of those named. Raises Unreadable."""
+    if not path.exists():
+        raise Unreadable(
+            f"there is no recording {path}; name a capture (.jsonl, .jsonl.gz) or a trade dump (.csv, .zip)"
+        )
+    command = [sys.executable, "-c", _PROGRAM, str(path.resolve()), *symbols]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        answer = json.loads(asked.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (asked.stderr.strip().splitlines() or [f"status {asked.returncode}"])[-1]
+        raise Unreadable(f"{path} cannot be read: {last}") from None
+    if "error" in answer:
+        raise Unreadable(answer["error"])
+    sizes: dict[str, int] = answer["symbols"]
+    return Recording(path.resolve(), tuple(sizes), sum(sizes.values()))
