@@ -18,6 +18,7 @@ from marketflow_executor.settings import ExecutorSettings
 from marketflow_ingestor.settings import Settings as IngestorSettings
 from marketflow_loader.settings import LoaderSettings
 from marketflow_notifier.settings import NotifierSettings
+from marketflow_operator.settings import StackSettings
 from marketflow_simulator.settings import PREFIX as SIMULATOR
 from marketflow_simulator.settings import Settings as SimulatorSettings
 from marketflow_simulator.settings import _shown as simulator_default
@@ -72,6 +73,8 @@ def sections() -> Iterator[Section]:
     ]
     about = "Read by the exchange simulator, which also takes each as an option (`--seed 7`); the option wins."
     yield Section("simulator", about, simulator)
+    stack = [Setting(*row) for row in describe(StackSettings)]
+    yield Section("local stack", "Read by `marketflow up` and what belongs to it, without containers.", stack)
     operator = [
         Setting("MARKETFLOW_EXCHANGE_URL", "http://127.0.0.1:9080", "simulator whose ledger the audit compares with"),
         Setting("MARKETFLOW_RECORDER_URL", "http://127.0.0.1:9071", "recorder whose messages the audit compares with"),
