@@ -1,0 +1,219 @@
+"""A small market with every case that dbt has to get right, landed by the loader's own code, and dbt as a process."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from marketflow_common import codec
+from marketflow_common import topics as names
+from marketflow_common.events import (
+    AccountOpened,
+    Candle,
+    Event,
+    Kline,
+    OrderFilled,
+    OrderIntended,
+    Signal,
+    Trade,
+    Watermark,
+)
+from marketflow_loader.tables import Landing, Row
+from marketflow_loader.warehouse import Place, Position, Warehouse
+
+MINUTE = 60_000_000
+DAY = 1_440 * MINUTE
+START = 1_723_075_080_000_000
+"""2024-08-07T23:58:00Z: the market runs over midnight."""
+ZERO = Decimal(0)
+
+
+def minute_of(at: int) -> int:
+    return at - at % MINUTE
+
+
+def trades_of(symbol: str, seed: int) -> list[Trade]:
+    """Seven minutes, the third without a trade; prices and quantities with eight places; one step back in time."""
+    chance = random.Random(seed)
+    trades, number, price = [], 1_000 * seed, Decimal("2500.00000000")
+    for minute in range(7):
+        if minute == 2:
+            continue
+        for second in range(0, 60, 3):
+            number += 1
+            price += Decimal(chance.randint(-500, 500)) / 100
+            qty = Decimal(chance.randint(1, 10**9)).scaleb(-8)
+            at = START + minute * MINUTE + second * 1_000_000 + chance.randint(0, 999) * 1_000
+            trades.append(Trade("test", symbol, number, price, qty, chance.random() < 0.5, at, at + 7_000))
+    return trades
+
+
+def candle_of(symbol: str, open_time: int, trades: Sequence[Trade], last: Trade, **more: Any) -> Candle:
+    """The candle of a minute's trades (in order of id), or a flat one after ``last``."""
+    prices = [t.price for t in trades] or [last.price]
+    takers = [t for t in trades if not t.buyer_is_maker]
+    return Candle(
+        symbol, "1m", open_time, open_time + MINUTE - 1,
+        prices[0], max(prices), min(prices), prices[-1],
+        sum((t.qty for t in trades), ZERO), sum((t.qty * t.price for t in trades), ZERO), len(trades),
+        sum((t.qty for t in takers), ZERO), sum((t.qty * t.price for t in takers), ZERO),
+        trades[0].trade_id if trades else last.trade_id + 1, trades[-1].trade_id if trades else last.trade_id,
+        **more,
+    )  # fmt: skip
+
+
+def watermark_of(candle: Candle) -> Watermark:
+    kline = Kline(**{name: getattr(candle, name) for name in Kline.__struct_fields__})
+    return Watermark("test", candle.symbol, candle.close_time + 1, candle.last_trade_id, kline)
+
+
+class Market:
+    """What has been published so far, by topic and partition; ``land`` brings the rest to the warehouse."""
+
+    def __init__(self, tables: Any) -> None:
+        self.tables = tables
+        self.log: dict[tuple[str, int], list[Event]] = {}
+        self._landed: dict[tuple[str, int], int] = {}
+        self._warehouse = Warehouse(tables.settings)
+        self._appended = START // 1_000
+
+    def publish(self, topic: str, partition: int, *events: Event) -> None:
+        self.log.setdefault((topic, partition), []).extend(events)
+
+    def land(self) -> None:
+        landing, moves = Landing(self._appended * 1_000 + 900_000), []
+        for (topic, partition), events in self.log.items():
+            place = Place(topic, f"id-{topic}", partition)
+            begin = self._landed.get((topic, partition), 0)
+            if begin == 0:
+                self._warehouse.start(Position(place, 0))
+            rows = []
+            for offset, event in enumerate(events[begin:], begin):
+                self._appended += 1
+                rows.append(Row(topic, *place, offset, self._appended, b"", codec.encode(event)))
+            assert landing.add(rows) == 0
+            if rows:
+                moves.append((Position(place, begin), len(events)))
+                self._landed[topic, partition] = len(events)
+        self._warehouse.land(f"test-{self._appended}", landing.tables(), moves)
+
+    def close(self) -> None:
+        self._warehouse.close()
+
+
+def fills_of(account: str, symbol: str, candles: Sequence[Candle]) -> list[Event]:
+    """Buys and sells in turn, fees in base, quote and BNB; books by average cost."""
+    events: list[Event] = []
+    qty = cost = ZERO
+    for number, candle in enumerate(candles):
+        side, price = ("BUY", "SELL")[number % 2], candle.close
+        fee_asset = (symbol[:3], "USDT", "BNB")[number % 3]
+        amount = Decimal("0.30000000") if side == "BUY" else Decimal("0.10000000")
+        fee = Decimal("0.00030000")
+        quote = amount * price
+        if side == "BUY":
+            realized, cost = ZERO, cost + quote
+            qty += amount
+        else:
+            gone = amount + (fee if fee_asset == symbol[:3] else ZERO)
+            sold = (cost * gone / qty).quantize(Decimal("1e-8"))
+            realized, cost, qty = quote - sold, cost - sold, qty - gone
+        if side == "BUY" and fee_asset == symbol[:3]:
+            qty -= fee
+        if fee_asset == "USDT":
+            realized -= fee
+        order = f"{symbol}-{number}"
+        events += [
+            OrderIntended(
+                account, order, f"{symbol}-{candle.open_time}", 1, symbol, side, "MARKET", amount, None, None,
+                candle.close_time // 1_000, 5_000, "testnet", price, candle.last_trade_id,
+            ),
+            OrderFilled(
+                account, order, f"{symbol}-{candle.open_time}", symbol, side, number, 100 + number, price, amount,
+                quote, fee, fee_asset, realized, None, qty, cost, candle.close_time + 40_000, True,
+            ),
+        ]  # fmt: skip
+    return events
+
+
+def signal_of(candle: Candle, number: int) -> Signal:
+    return Signal(
+        f"{candle.symbol}-{candle.open_time}", "levels", "{}", candle.symbol, "1m", candle.open_time, candle.close,
+        candle.volume, ZERO, ("BUY", "SELL")[number % 2], candle.last_trade_id, {"low": candle.low}, ("because",),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def market(tables: Any) -> Any:
+    """Two symbols, seven minutes each over midnight; the seventh minute is open and not stated."""
+    found = Market(tables)
+    for partition, symbol in ((0, "ETHUSDT"), (1, "BTCUSDT")):
+        trades = trades_of(symbol, partition + 1)
+        candles: list[Candle] = []
+        for minute in range(6):
+            begin = START + minute * MINUTE
+            inside = [t for t in trades if minute_of(t.traded_at) == begin]
+            before = [t for t in trades if t.traded_at < begin + MINUTE]
+            candles.append(candle_of(symbol, begin, inside, before[-1]))
+        late = None
+        if partition == 0:
+            # Two trades of the fourth minute are missing at first; one comes later, the other never.
+            inside = [t for t in trades if minute_of(t.traded_at) == START + 3 * MINUTE]
+            late, lost = inside[4], inside[5]
+            trades = [t for t in trades if t not in (late, lost)]
+            hole = ((late.trade_id, lost.trade_id),)
+            candles[3] = candle_of(symbol, START + 3 * MINUTE, inside[:4] + inside[6:], inside[-1], missing=hole)
+            still = ((lost.trade_id, lost.trade_id),)
+            amended = candle_of(
+                symbol, START + 3 * MINUTE, inside[:5] + inside[6:], inside[-1], missing=still, revision=1
+            )
+        found.publish(names.OHLCV_RAW, partition, *trades, *map(watermark_of, candles))
+        found.publish(names.OHLCV_AGG, partition, *candles)
+        signals = [signal_of(candle, number) for number, candle in enumerate(candles)]
+        found.publish(names.TRADING_SIGNALS, partition, *signals)
+        found.publish(names.ORDER_EVENTS, partition, AccountOpened("main", "testnet", {"USDT": Decimal(10_000)}, START))
+        found.publish(names.ORDER_EVENTS, partition, *fills_of("main", symbol, candles))
+        if late is not None:
+            found.late = (late, amended)  # type: ignore[attr-defined]
+    found.land()
+    yield found
+    found.close()
+
+
+class Dbt:
+    """``dbt`` in a process of its own, with its folders in the test's."""
+
+    def __init__(self, tables: Any, root: Path, folder: Path) -> None:
+        self._tables, self._root, self._folder = tables, root, folder
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        settings = self._tables.settings
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("MARKETFLOW_", "DBT_"))
+        }
+        return subprocess.run(
+            [Path(sys.executable).with_name("dbt"), *arguments, "--project-dir", self._root / "dbt", "--profiles-dir",
+             self._root / "dbt", "--target-path", self._folder / "target", "--log-path", self._folder / "logs"],
+            capture_output=True, text=True, timeout=240,
+            env=environment | {
+                "MARKETFLOW_SNOWFLAKE_PORT": str(settings.port),
+                "MARKETFLOW_SNOWFLAKE_DATABASE": settings.database,
+            },
+        )  # fmt: skip
+
+    def passes(self, *arguments: str) -> str:
+        done = self(*arguments)
+        assert done.returncode == 0, done.stdout[-6_000:] + done.stderr[-2_000:]
+        return done.stdout
+
+
+@pytest.fixture
+def dbt(tables: Any, pytestconfig: pytest.Config, tmp_path: Path) -> Callable[..., Any]:
+    return Dbt(tables, pytestconfig.rootpath, tmp_path)
