@@ -41,3 +41,41 @@ check: setup ## Formatting, lint, types, import rules
 fix: setup ## Format and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# --- the operator's commands; `marketflow --help` says more about each ---
+
+.PHONY: demo
+demo: setup ## The whole chain, watched and audited: REPLAY=file SPEED=60|max MINUTES=10 SYMBOLS=a,b SEED=7 REPORT=file.json
+	@$(BIN)/marketflow demo $(if $(REPLAY),--replay '$(REPLAY)') $(if $(SPEED),--speed '$(SPEED)') \
+		$(if $(MINUTES),--minutes '$(MINUTES)') $(if $(SYMBOLS),--symbols '$(SYMBOLS)') \
+		$(if $(SEED),--seed '$(SEED)') $(if $(REPORT),--report '$(REPORT)')
+
+.PHONY: up
+up: setup ## Start the stack and leave it running: SPEED=1 SYMBOLS=a,b SEED=7
+	@$(BIN)/marketflow up $(if $(SPEED),--speed '$(SPEED)') $(if $(SYMBOLS),--symbols '$(SYMBOLS)') \
+		$(if $(SEED),--seed '$(SEED)')
+
+.PHONY: status
+status: setup ## What runs, where, and how it is
+	@$(BIN)/marketflow status
+
+.PHONY: logs
+logs: setup ## Logs of the stack: SERVICE=executor, FOLLOW=1 to go on
+	@$(BIN)/marketflow logs $(SERVICE) $(if $(FOLLOW),--follow)
+
+.PHONY: down
+down: setup ## Stop the stack; its data stays
+	@$(BIN)/marketflow down
+
+.PHONY: audit
+audit: setup ## Compare exchange, topics, warehouse and notifications
+	@$(BIN)/marketflow audit
+
+.PHONY: doctor
+doctor: setup ## Whether this machine has what is needed
+	@$(BIN)/marketflow doctor
+
+.PHONY: clean
+clean: ## Stop the stack and remove its data and logs (.marketflow)
+	@if test -x $(BIN)/marketflow; then $(BIN)/marketflow down; fi
+	rm -rf .marketflow

@@ -71,7 +71,7 @@ def show_summary(out: Console, verdict: Verdict, report: Mapping[str, Any]) -> N
     signals, notices = report["signals"], report["notifications"] or {}
     rows = {
         "trades": ", ".join(f"{_count(trades[k])} {k}" for k in ("sent", "published", "landed", "lost", "duplicated")),
-        "candles": f"{_count(candles['equal'])} of {_count(candles['closed'])} whole minutes equal the exchange's klines",
+        "candles": f"{_count(candles['equal'])} of {_count(candles['closed'])} whole minutes equal their klines",
         "signals": ", ".join(f"{signals[kind]} {kind}" for kind in ("BUY", "SELL", "HOLD")),
         "orders": f"{orders['filled']} filled ({orders['filled_buy']} BUY, {orders['filled_sell']} SELL), "
         + ", ".join(f"{orders[kind]} {kind}" for kind in ("rejected", "skipped", "unresolved", "duplicated")),
