@@ -63,7 +63,7 @@ class ProcessSpec:
     ports: Mapping[str, int] = field(default_factory=dict)
     url: str = ""
     cwd: Path | None = None
-    ready_timeout: float = 60
+    ready_timeout: float = 120  # for a process that hangs; one that ends is seen at once
     stop_deadline: float = 15
 
 

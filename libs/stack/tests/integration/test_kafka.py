@@ -84,15 +84,15 @@ def test_the_broker_dies_with_the_process_that_started_it(tmp_path: Path) -> Non
         broker = ProcessId.of(int(parent.stdout.readline()))
         assert broker is not None
         parent.send_signal(signal.SIGKILL)
-    assert broker.wait(10)
-    assert eventually(lambda: who_holds(port) is None, timeout=10)
+    assert broker.wait(30)
+    assert eventually(lambda: who_holds(port) is None, timeout=30)
 
 
 def test_the_topics_of_the_terraform_file_are_exactly_what_the_broker_has(
     topics: CreatedTopics, topics_file: Path
 ) -> None:
     admin = AdminClient({"bootstrap.servers": topics.bootstrap})
-    listed = {n: t for n, t in admin.list_topics(timeout=10).topics.items() if n.startswith(topics.prefix)}
+    listed = {n: t for n, t in admin.list_topics(timeout=30).topics.items() if n.startswith(topics.prefix)}
     assert {name: len(topic.partitions) for name, topic in listed.items()} == {
         topics["ohlcv_raw"]: 3,
         topics["ohlcv_agg"]: 3,

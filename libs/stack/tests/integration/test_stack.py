@@ -69,8 +69,8 @@ def test_up_and_down_leaves_the_data_and_nothing_else(config: StackConfig) -> No
 def test_nothing_is_left_when_the_supervisor_is_killed_and_the_next_start_works(config: StackConfig) -> None:
     state = start_detached(config)
     state.supervisor.signal(signal.SIGKILL)
-    assert state.supervisor.wait(10)
-    assert eventually(lambda: held(config) == [], timeout=10)
+    assert state.supervisor.wait(30)
+    assert eventually(lambda: held(config) == [], timeout=30)
     assert running(config.state) is None
     again = start_detached(config)
     assert again.supervisor != state.supervisor

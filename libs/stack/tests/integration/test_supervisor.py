@@ -74,9 +74,9 @@ def test_a_crashed_process_comes_back_and_the_crash_is_counted(
     with Supervisor([server("one"), server("two")], tmp_path / "run") as supervisor:
         before = supervisor.identity("one")
         before.signal(signal.SIGKILL)
-        assert before.wait(10)
+        assert before.wait(30)
         eventually(lambda: [p.restarts for p in supervisor.status()] == [1, 0])
-        supervisor.wait_ready("one", timeout=20)
+        supervisor.wait_ready("one", timeout=60)
         assert supervisor.identity("one") != before
 
 
@@ -85,7 +85,7 @@ def test_a_frozen_process_is_left_alone_and_still_stops(tmp_path: Path, server: 
         frozen = supervisor.identity("one")
         frozen.signal(signal.SIGSTOP)
         supervisor.add(server("one-2", "one"))
-        supervisor.wait_ready("one-2", timeout=20)
+        supervisor.wait_ready("one-2", timeout=60)
         assert supervisor.identity("one") == frozen
     assert not frozen.alive()
 
@@ -97,7 +97,7 @@ def test_one_process_can_be_stopped_and_started_again(tmp_path: Path, server: Ca
         with pytest.raises(StackError, match=r"one is not running \(stopped\)"):
             supervisor.identity("one")
         supervisor.start_one("one")
-        supervisor.wait_ready("one", timeout=20)
+        supervisor.wait_ready("one", timeout=60)
         assert [p.restarts for p in supervisor.status()] == [0]
 
 
@@ -188,6 +188,6 @@ def test_nothing_survives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
         supervisor.kill()
     for process in state.processes:
         assert process.process is not None
-        assert process.process.wait(10)
+        assert process.process.wait(30)
     assert [who_holds(port) for port in ports] == [None, None]
     assert StackState.read(tmp_path / "run") is None

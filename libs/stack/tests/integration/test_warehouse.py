@@ -198,7 +198,7 @@ def test_the_transaction_of_a_silent_client_is_rolled_back_and_the_client_is_tol
                 raise
             return False
 
-    assert eventually(taken_over, timeout=10)
+    assert eventually(taken_over, timeout=30)
     with pytest.raises(ProgrammingError, match="rolled back by the server") as caught:
         run("COMMIT")
     assert caught.value.errno == 90232
@@ -259,5 +259,5 @@ def test_a_folder_in_use_and_a_taken_port_are_named(server: Server) -> None:
 def test_sigint_ends_it_as_cleanly_as_sigterm(server: Server) -> None:
     assert server.process is not None
     server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(20) == 0
+    assert server.process.wait(60) == 0
     server.start()
