@@ -6,7 +6,6 @@ Must never let a number through unchecked, nor decide what is published: that is
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -106,6 +105,11 @@ class _Envelope(msgspec.Struct):
     data: msgspec.Raw = msgspec.Raw(b"{}")
 
 
+class _Answer(msgspec.Struct):
+    id: int | None = None
+    result: list[str] | None = None
+
+
 class _Event(msgspec.Struct):
     e: str = ""
 
@@ -115,6 +119,7 @@ _number: Final = lru_cache(maxsize=1 << 14)(number)
 _OTHER: Final = Other()
 _message: Final = msgspec.json.Decoder(_Message)
 _envelope: Final = msgspec.json.Decoder(_Envelope)
+_answer: Final = msgspec.json.Decoder(_Answer)
 _event: Final = msgspec.json.Decoder(_Event)
 
 
@@ -186,12 +191,15 @@ async def subscribed(ws_url: str, symbols: Sequence[str]) -> AsyncIterator[tuple
                 if message.startswith(b'{"stream"'):
                     early.append(message)
                     continue
-                answer = json.loads(message)
-                if answer.get("id") == 1:
+                try:
+                    answer = _answer.decode(message)
+                except msgspec.MsgspecError as error:
+                    raise ConnectionError(f"{ws_url} sent {message[:200]!r}: {error}") from error
+                if answer.id == 1:
                     break
-        missing = set(names) - set(answer.get("result") or ())
+        missing = set(names) - set(answer.result or ())
         if missing:
-            raise ConnectionError(f"{ws_url} does not carry {', '.join(sorted(missing))}: {answer}")
+            raise ConnectionError(f"{ws_url} does not carry {', '.join(sorted(missing))}")
         yield socket, early
 
 
