@@ -43,7 +43,19 @@ ENVIRONMENT: Final[Mapping[str, Mapping[str, str]]] = {
     "strategy": {
         "MARKETFLOW_STRATEGY_STRATEGIES": "weak_levels,band",
         # With the first design's 1.008 and 0.992 nearly every minute is a BUY; these trade both ways within minutes.
-        "MARKETFLOW_STRATEGY_PARAMETERS": '{"band":{"buy_factor":"1.00025","sell_factor":"0.9992"}}',
+        "MARKETFLOW_STRATEGY_PARAMETERS": json.dumps(
+            {
+                "band": {"buy_factor": "1.00025", "sell_factor": "0.9992"},
+                "weak_levels": {
+                    "lookback": 6,
+                    "swing": 1,
+                    "bias_window": 3,
+                    "momentum_window": 1,
+                    "volume_window": 4,
+                    "volume_factor": "1.2",
+                },
+            }
+        ),
     },
     "executor": {
         "MARKETFLOW_EXECUTOR_ORDER_QUOTE": "200",
