@@ -147,7 +147,15 @@ class _Reply(NamedTuple):
 class BinanceRest:
     """Binance's spot REST at ``url``. One connection, one thread."""
 
-    def __init__(self, url: str, key: SecretStr, secret: SecretStr, timeout_s: float, recv_window_ms: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: SecretStr,
+        secret: SecretStr,
+        timeout_s: float,
+        recv_window_ms: int,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
         self._key, self._secret, self._recv_window_ms = key, secret, recv_window_ms
         self._url = url
         self._client = httpx.Client(
@@ -155,6 +163,7 @@ class BinanceRest:
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 1.0)),
             # A warm connection saves an order a handshake.
             limits=httpx.Limits(max_connections=1, keepalive_expiry=30.0),
+            transport=transport,
         )
         self._clock: tuple[int, float] | None = None
         self._paused_until = 0.0

@@ -10,14 +10,15 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import httpx
 import pytest
+from confluent_kafka.admin import AdminClient
 from marketflow_common import codec, topics
 from marketflow_common.events import (
     AccountOpened,
@@ -36,6 +37,9 @@ from marketflow_stack.processes import free_port, kill_group, spawn
 from marketflow_stack.testing import CreatedTopics, eventually, read_all
 
 PARTITIONS = 3
+PATIENCE = 90
+"""Seconds for anything to come true; a machine that runs ten other things at once needs most of them."""
+T = TypeVar("T")
 ENDS = {"order_rejected", "order_canceled", "order_expired"}
 
 
@@ -49,8 +53,8 @@ class Exchange:
         self._log = (folder / "exchange.log").open("wb")
         arguments = ["--port", str(self.port), "--symbols", "BTCUSDT,ETHUSDT,SOLUSDT", "--weight-limit", "0"]
         self._process = spawn([sys.executable, "-m", "marketflow_simulator", *arguments], output=self._log)
-        eventually(self._answers)
-        eventually(lambda: all(self.price(symbol) for symbol in ("BTCUSDT", "ETHUSDT", "SOLUSDT")))
+        eventually(self._answers, PATIENCE)
+        eventually(lambda: all(self.price(symbol) for symbol in ("BTCUSDT", "ETHUSDT", "SOLUSDT")), PATIENCE)
 
     def _answers(self) -> bool:
         try:
@@ -177,8 +181,14 @@ class Stage:
         executor = Executor(self.environment | more, self._folder, step)
         self.executors.append(executor)
         if leads:
-            eventually(executor.leads)
+            self.wait(executor.leads)
         return executor
+
+    def members(self, group: str) -> int:
+        """Members of a consumer group as the broker sees them now."""
+        admin = AdminClient({"bootstrap.servers": self.kafka.bootstrap_servers, "log_level": 0})
+        name = self.kafka.topic(group)
+        return len(admin.describe_consumer_groups([name])[name].result().members)
 
     def publish(self, topic: str, symbol: str, *events: Event) -> None:
         partition = topics.partition_of(symbol, PARTITIONS)
@@ -226,7 +236,11 @@ class Stage:
         """The kinds of event that a signal has led to, in order."""
         return [codec.schema_of(e) for e in self.events() if getattr(e, "signal_id", None) == signal.id]
 
-    def answered(self, *signals: Signal, timeout: float = 30) -> None:
+    def wait(self, check: Callable[[], T]) -> T:
+        """Until it is true."""
+        return eventually(check, PATIENCE)
+
+    def answered(self, *signals: Signal) -> None:
         """Wait until each signal has been skipped or its last order has ended."""
 
         def done() -> bool:
@@ -244,7 +258,7 @@ class Stage:
             assert not missing, f"no end yet of {missing}"
             return True
 
-        eventually(done, timeout=timeout)
+        self.wait(done)
 
     def check_books(self) -> None:
         """Orders, fills and balances of the log equal the exchange's ledger to the last digit."""

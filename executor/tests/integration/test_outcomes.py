@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from marketflow_common.events import OrderIntended, SignalSkipped
-from marketflow_stack.testing import eventually
 
 PATH = "/api/v3/order"
 
@@ -39,7 +38,7 @@ def test_a_request_that_is_lost_each_time_ends_with_the_attempts(stage: Any) -> 
     stage.exchange.fault("order_lost_request", count=9)
     signal = stage.signal("BTCUSDT", "BUY")
     stage.answered(signal)
-    skipped = eventually(lambda: [e for e in stage.events() if isinstance(e, SignalSkipped)])
+    skipped = stage.wait(lambda: [e for e in stage.events() if isinstance(e, SignalSkipped)])
     assert [e.reason for e in skipped] == ["attempts_exhausted"]
     assert stage.of(signal).count("order_expired") == 2
     assert stage.exchange.ledger()["orders"] == []
@@ -98,9 +97,9 @@ def test_an_exchange_that_is_away_keeps_signals_waiting_and_loses_none(stage: An
     executor = stage.start()
     stage.exchange.fault("rest_error", path="/api/v3/exchangeInfo", status=503, count=4)
     signal = stage.signal("SOLUSDT", "BUY")
-    eventually(lambda: "waiting for the exchange" in str(executor.state().get("reason")))
+    stage.wait(lambda: "waiting for the exchange" in str(executor.state().get("reason")))
     stage.settled(signal)
-    eventually(executor.leads)
+    stage.wait(executor.leads)
 
 
 def test_a_balance_changed_from_outside_halts_trading(stage: Any) -> None:
@@ -108,7 +107,7 @@ def test_a_balance_changed_from_outside_halts_trading(stage: Any) -> None:
     signal = stage.signal("BTCUSDT", "BUY")
     stage.settled(signal)
     stage.exchange.order("BTCUSDT", "BUY", "0.01")
-    halted = eventually(lambda: [e for e in stage.events() if type(e).__name__ == "TradingStateChanged"])
+    halted = stage.wait(lambda: [e for e in stage.events() if type(e).__name__ == "TradingStateChanged"])
     assert halted[0].state == "HALTED"
     assert "BTC: the exchange has" in halted[0].reason
     later = stage.signal("BTCUSDT", "SELL")

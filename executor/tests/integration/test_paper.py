@@ -6,7 +6,6 @@ from decimal import Decimal
 from typing import Any
 
 from marketflow_common.events import AccountOpened, OrderFilled
-from marketflow_stack.testing import eventually
 
 PAPER = {"mode": "paper", "rest_url": "", "api_key": "", "api_secret": ""}
 
@@ -35,7 +34,7 @@ def test_a_paper_order_rests_until_there_is_a_trade_also_while_nobody_is_there(s
     executor = stage.start(**PAPER)
     stage.trade("BTCUSDT", 1, "100")
     signal = stage.signal("BTCUSDT", "BUY", close=Decimal(100), last_trade_id=1)
-    eventually(lambda: stage.of(signal) == ["order_intended", "order_accepted"])
+    stage.wait(lambda: stage.of(signal) == ["order_intended", "order_accepted"])
     other = stage.signal("BTCUSDT", "BUY", close=Decimal(100), last_trade_id=1)
     stage.answered(other)
     assert stage.of(other) == ["signal_skipped"]
@@ -47,7 +46,7 @@ def test_a_paper_order_rests_until_there_is_a_trade_also_while_nobody_is_there(s
     (fill,) = fills(stage)
     assert (fill.fill_id, fill.price, fill.complete) == (2, Decimal(99), True)
     sold = stage.signal("BTCUSDT", "SELL", close=Decimal(98), last_trade_id=3)
-    eventually(lambda: "order_accepted" in stage.of(sold))
+    stage.wait(lambda: "order_accepted" in stage.of(sold))
     stage.trade("BTCUSDT", 4, "110")
     stage.answered(sold)
     _, sale = fills(stage)

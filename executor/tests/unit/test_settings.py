@@ -1,0 +1,60 @@
+"""Settings: paper by default, real money only where it was asked for twice, no secret in an error."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from marketflow_common.settings import InvalidSettings, load
+from marketflow_executor.settings import ExecutorSettings
+
+LIVE = {
+    "MODE": "live",
+    "ACCOUNT": "savings",
+    "REST_URL": "https://api.binance.com",
+    "API_KEY": "a-key",
+    "API_SECRET": "a-secret",
+    "LIVE_CONFIRMATION": "savings",
+}
+
+
+def given(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+    for name, value in values.items():
+        monkeypatch.setenv(f"MARKETFLOW_EXECUTOR_{name}", value)
+
+
+def test_paper_is_the_default_and_needs_nothing() -> None:
+    settings = load(ExecutorSettings)
+    assert (settings.mode, settings.account, settings.http_port) == ("paper", "main", 9104)
+    assert settings.limits().order_quote == Decimal(200)
+
+
+def test_live_starts_only_when_it_is_asked_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, **LIVE)
+    assert load(ExecutorSettings).mode == "live"
+    monkeypatch.setenv("MARKETFLOW_EXECUTOR_LIVE_CONFIRMATION", "yes")
+    with pytest.raises(InvalidSettings, match=r"LIVE_CONFIRMATION: .*real money.*'savings'"):
+        load(ExecutorSettings)
+
+
+@pytest.mark.parametrize("missing", ["REST_URL", "API_KEY", "API_SECRET"])
+def test_orders_need_an_address_and_a_key(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    given(monkeypatch, **(LIVE | {"MODE": "testnet", missing: ""}))
+    with pytest.raises(InvalidSettings, match=f"MARKETFLOW_EXECUTOR_{missing}") as raised:
+        load(ExecutorSettings)
+    assert "a-secret" not in str(raised.value)
+    assert "a-key" not in str(raised.value)
+
+
+def test_a_request_must_not_outlast_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, RECV_WINDOW_MS="2000", REST_TIMEOUT_S="2")
+    with pytest.raises(InvalidSettings, match=r"REST_TIMEOUT_S: .*below RECV_WINDOW_MS"):
+        load(ExecutorSettings)
+
+
+def test_paper_balances_are_read_and_a_wrong_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, PAPER_BALANCES="USDT:500, BTC:0.5")
+    assert load(ExecutorSettings).paper_balances == {"USDT": Decimal(500), "BTC": Decimal("0.5")}
+    given(monkeypatch, PAPER_BALANCES="USDT:NaN")
+    with pytest.raises(InvalidSettings, match="USDT:NaN"):
+        load(ExecutorSettings)
