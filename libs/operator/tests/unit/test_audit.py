@@ -366,7 +366,7 @@ def test_a_deleted_a_repeated_and_a_changed_row_are_named(world: Build, table: s
     where = f"{row['KAFKA_TOPIC']}/{row['KAFKA_PARTITION']}@{row['KAFKA_OFFSET']}"
     name = f"warehouse_rows_{table.partition('.')[2].lower()}"
     found = failed(damaged(evidence, table, lambda rows: [rows[0], *rows[2:]]))
-    assert found[name].detail == f"{where} is missing in {table}"
+    assert found[name].detail == f"{where} missing in {table}"
     found = failed(damaged(evidence, table, lambda rows: [*rows, rows[1]]))
     assert found[name].detail == f"{where} stands 2 times in {table}"
 
@@ -398,7 +398,7 @@ def test_an_unreadable_record_has_to_lie_in_rejects(world: Build, edit: Edit) ->
     evidence = edit(world(), "ohlcv_raw", kind(events.Trade), lambda s: s._replace(event=None))
     seen = next(s for s in evidence.records["ohlcv_raw"] if s.event is None)
     found = failed(evidence)
-    assert found["rejects_equal_unreadable"].detail == f"{seen.where} is missing in RAW.REJECTS"
+    assert found["rejects_equal_unreadable"].detail == f"{seen.where} missing in RAW.REJECTS"
     assert "is no such record of the topic" in found["warehouse_rows_trades"].detail
 
 

@@ -63,10 +63,15 @@ def _cut(feed: SymbolFeed, lowest: int | None, mark: Watermark | None, ended: bo
     start = feed.streamed_from
     if lowest is not None:
         start = min(lowest, start) if from_start else lowest
-    first = next((t for t in feed.trades if t.trade_id >= start), feed.trades[-1])
+    at = next((i for i, t in enumerate(feed.trades) if t.trade_id >= start), len(feed.trades) - 1)
+    first, second = feed.trades[at], feed.trades[min(at + 1, len(feed.trades) - 1)]
     minute = window_start(first.traded_at)
-    # The first minute ever is filled back to its start, so it is due from its start.
-    first_id = next(t.trade_id for t in feed.trades if window_start(t.traded_at) >= minute)
+    if window_start(second.traded_at) > minute:
+        # The last trade before the first whole minute: published as the proof that nothing is missing at its start.
+        first_id, minute = first.trade_id, window_start(second.traded_at)
+    else:
+        # The first minute ever is filled back to its start, so it is due from its start.
+        first_id = next(t.trade_id for t in feed.trades if window_start(t.traded_at) >= minute)
     if ended:
         last_id, through = feed.trades[-1].trade_id, max(feed.klines, default=-MINUTE) + MINUTE
     else:

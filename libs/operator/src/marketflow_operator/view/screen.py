@@ -29,6 +29,8 @@ KINDS: Final = {
     "state": "bold yellow",
 }
 CHANNELS: Final = (("telegram", "T"), ("discord", "D"))
+NUMBERS: Final = 62
+"""Columns that a service's numbers take; the rest is for what troubles it."""
 WIDE: Final = 110
 """Columns from which charts and candle fields are drawn."""
 
@@ -39,7 +41,7 @@ def draw(board: Board, width: int, height: int, title: str = "") -> RenderableTy
     room = height - len(symbols) - len(services) - 11
     parts: list[RenderableType] = [_header(board, width, title), Text(), _symbols(symbols, width), Text()]
     if services:
-        parts += [_services(services), Text()]
+        parts += [_services(services, width), Text()]
     parts.append(Text("latest", "bold") + Text("   T Telegram, D Discord: delivered", "dim"))
     news = list(board.news)[-max(3, min(12, room)) :]
     parts += [_news(line, board, width) for line in news] or [Text("nothing yet", "dim")]
@@ -51,10 +53,10 @@ def _header(board: Board, width: int, title: str) -> Text:
     now = int(board.market.get("market_time_us") or 0)
     clock = datetime.fromtimestamp(now // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S") if now else "not started"
     state = ("ACTIVE", "green") if board.state == "ACTIVE" else (board.state, "bold red")
+    right = Text.assemble(("market time ", "dim"), (clock, "bold"), ("  trading ", "dim"), state)
     left = Text.assemble(("MarketFlow", "bold"), "  ", (title, "dim"))
-    right = Text.assemble("market time ", (clock, "bold"), "  trading ", state)
-    gap = max(2, width - left.cell_len - right.cell_len)
-    head = Text.assemble(left, " " * gap, right)
+    left.truncate(max(10, width - right.cell_len - 2), overflow="ellipsis")
+    head = Text.assemble(left, " " * max(2, width - left.cell_len - right.cell_len), right)
     head.truncate(width)
     done = board.progress
     if done is None:
@@ -131,15 +133,17 @@ def _money(value: Decimal) -> Text:
     return Text(f"{value:+.2f}" if value else "0.00", style)
 
 
-def _services(services: Sequence[Service]) -> Table:
+def _services(services: Sequence[Service], width: int) -> Table:
     table = _table()
     table.add_column("service", no_wrap=True)
     table.add_column("", no_wrap=True)
     for name in ("per second", "in all", "lag", "p50 ms", "p99 ms"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True, overflow="ellipsis")
+    table.add_column("", no_wrap=True)
     for service in services:
         mark = Text("●", "green") if service.ready else Text("●", "yellow") if service.up else Text("○", "bold red")
+        note = Text(service.note, "yellow")
+        note.truncate(max(8, width - NUMBERS), overflow="ellipsis")
         lag = "-" if service.lag is None else f"{service.lag:,.0f}"
         table.add_row(
             service.name,
@@ -149,7 +153,7 @@ def _services(services: Sequence[Service]) -> Table:
             Text(lag, "yellow" if (service.lag or 0) > 1000 else ""),
             _milliseconds(service.p50),
             _milliseconds(service.p99),
-            Text(service.note, "yellow"),
+            note,
         )
     return table
 
