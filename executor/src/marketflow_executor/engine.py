@@ -148,7 +148,7 @@ class Engine:
             balances = self._until_available(self._exchange.opening_balances)
             now = self._until_available(self._exchange.now_ms)
             self._commit([AccountOpened(self._limits.account, self._limits.mode, balances, now * 1_000)])
-        meters.show(self.account)
+        self._show()
         _log.info("folded", events=len(events), open_orders=sorted(self.account.open), state=self.account.state)
 
     def _recover(self) -> None:
@@ -409,9 +409,13 @@ class Engine:
         self._committed_at = time.monotonic()
         for event in events:
             self.account.apply(event)
-        meters.show(self.account)
+        self._show()
         metrics.MESSAGES_OUT.labels(topics.ORDER_EVENTS).inc(len(events))
         metrics.TRANSACTION_SECONDS.labels(topics.ORDER_EVENTS).observe(self._committed_at - begun)
+
+    def _show(self) -> None:
+        meters.show(self.account)
+        self._health.detail(account=self.account.name, mode=self._limits.mode, trading=self.account.state)
 
     def _partition(self, event: OrderEvent) -> int:
         return topics.partition_of(getattr(event, "symbol", None) or event.account, self._partitions)

@@ -95,8 +95,10 @@ class Election:
             finally:
                 self._leads = False
                 consumer.close()
-        except (KafkaException, FatalKafkaError) as error:
-            self._failure = error if isinstance(error, FatalKafkaError) else FatalKafkaError(error.args[0].str())
+        except KafkaException as error:
+            self._failure = FatalKafkaError(error.args[0].str())
+        except BaseException as error:  # noqa: BLE001 - raised by term(), on the engine's thread
+            self._failure = error
 
 
 def lead(
