@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 import time
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,27 @@ from typing import Any
 import httpx
 import pytest
 
+with warnings.catch_warnings():  # python-binance imports a deprecated part of websockets, unused here
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from binance import AsyncClient
+
 
 class Running:
     """A simulator process that listens."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int, log: list[dict[str, Any]]) -> None:
         self.process = process
+        self.log = log
+        self.http = httpx.AsyncClient()
+        self.at(port)
+
+    def at(self, port: int) -> "Running":
+        """Talk to the simulator on this port."""
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.ws = f"ws://127.0.0.1:{port}"
-        self.log = log
-        self.http = httpx.AsyncClient(base_url=self.url, timeout=10)
+        self.http.base_url, self.http.timeout = self.url, 60
+        return self
 
     async def get(self, path: str, **params: Any) -> Any:
         answer = await self.http.get(path, params=params)
@@ -33,7 +44,7 @@ class Running:
         answer.raise_for_status()
         return answer.json()
 
-    async def until(self, holds: Callable[[], Awaitable[Any]], seconds: float = 20.0) -> Any:
+    async def until(self, holds: Callable[[], Awaitable[Any]], seconds: float = 60.0) -> Any:
         """Wait until `holds` gives something true, and give that."""
         deadline = time.monotonic() + seconds
         while True:
@@ -56,7 +67,7 @@ class Running:
     async def stop(self, *, kill: bool = False) -> int:
         if self.process.returncode is None:
             self.process.kill() if kill else self.process.terminate()
-        code = await asyncio.wait_for(self.process.wait(), 15)
+        code = await asyncio.wait_for(self.process.wait(), 60)
         await self.http.aclose()
         return code
 
@@ -91,14 +102,30 @@ async def start() -> AsyncIterator[Start]:
                 listening.set_exception(AssertionError(f"the simulator did not start: {log}"))
 
         readers.append(asyncio.create_task(read(process.stderr)))
-        one = Running(process, await asyncio.wait_for(listening, 20), log)
+        one = Running(process, 0, log)
         running.append(one)
-        return one
+        return one.at(await asyncio.wait_for(listening, 60))
 
     yield begin
     for one in running:
         await one.stop()
     await asyncio.gather(*readers)
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Callable[[Running], Any]]:
+    """Makes python-binance clients of simulators; all are closed after the test."""
+    clients: list[Any] = []
+
+    def make(sim: Running) -> Any:
+        one = AsyncClient("simulator", "simulator-secret")
+        one.API_URL = f"{sim.url}/api"
+        clients.append(one)
+        return one
+
+    yield make
+    for one in clients:
+        await one.close_connection()
 
 
 def trade_line(

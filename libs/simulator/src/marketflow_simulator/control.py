@@ -1,5 +1,6 @@
 """The simulator's own endpoints under /sim: its state, the whole truth about its market, and faults."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -19,6 +20,7 @@ from marketflow_simulator.rest import find_symbol, klines_between
 from marketflow_simulator.streams import Hub
 
 _MAX_TRADES = 50_000
+_PAGE = 500
 
 
 class Control:
@@ -103,19 +105,22 @@ class Control:
             from_id = params.integer("from_id")
         except ApiError as error:
             return refuse(error.message)
-        found = symbol.happened(first if from_id is None else from_id, limit)
-        return answer(
-            [
-                {
-                    "id": trade.id,
-                    "price": text8(trade.price),
-                    "qty": text8(trade.qty),
-                    "time_us": trade.time_us,
-                    "is_buyer_maker": trade.buyer_is_maker,
-                }
-                for trade in found
-            ]
-        )
+        at = first if from_id is None else from_id
+        rows: list[dict[str, Any]] = []
+        while len(rows) < limit and (page := symbol.happened(at, min(_PAGE, limit - len(rows)))):
+            at = page[-1].id + 1
+            for trade in page:
+                rows.append(
+                    {
+                        "id": trade.id,
+                        "price": text8(trade.price),
+                        "qty": text8(trade.qty),
+                        "time_us": trade.time_us,
+                        "is_buyer_maker": trade.buyer_is_maker,
+                    }
+                )
+            await asyncio.sleep(0)  # the streams get their turn
+        return answer(rows)
 
     async def klines(self, request: web.Request) -> web.Response:
         try:

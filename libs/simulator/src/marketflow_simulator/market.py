@@ -65,6 +65,7 @@ class SymbolMarket:
         last = self.last
         if last is None or from_id > last.id:
             return []
+        limit = min(limit, last.id - from_id + 1)
         return [trade for trade in self.tape.by_id(from_id, limit) if trade.id <= last.id]
 
 

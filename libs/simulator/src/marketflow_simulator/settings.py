@@ -151,8 +151,11 @@ def parse(arguments: Sequence[str]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         where = str(first["loc"][0]) if first["loc"] else ""
-        name = f"{PREFIX}{where.upper()}={first['input']!r}: " if where else ""
-        raise SettingsError(f"wrong setting: {name}{first['msg'].removeprefix('Value error, ')}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        if where:
+            expected = Settings.model_fields[where].description
+            message = f"{PREFIX}{where.upper()}={first['input']!r}: {message} (expected: {expected})"
+        raise SettingsError(f"wrong setting: {message}") from error
 
 
 def _shown(default: Any) -> str:
