@@ -182,6 +182,8 @@ def describe(kind: type[BaseSettings]) -> list[tuple[str, str, str]]:
         if isinstance(default, tuple):
             default = ",".join(map(str, default))
         required = field.is_required()
+        if isinstance(default, dict):
+            default = tuple(f"{key}:{value}" for key, value in default.items())
         rows.append(
             (
                 f"{kind.model_config.get('env_prefix', '')}{name}".upper(),
