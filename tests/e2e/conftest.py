@@ -1,0 +1,188 @@
+"""The whole chain as processes, driven by a test: start it, feed it a market, hurt it, and read what it published."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from marketflow_operator.demo import ENVIRONMENT
+from marketflow_stack.processes import free_port
+from marketflow_stack.stack import Ports, StackConfig, service_spec, supervisor
+from marketflow_stack.supervisor import Supervisor
+from marketflow_stack.testing import eventually, read_all
+
+FREEZE_SECONDS = 15
+_MINUTE_US = 60_000_000
+
+
+def get(url: str) -> Any:
+    """The JSON behind a URL; of a /readyz that says 503 too."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return json.load(error)
+
+
+class Chain:
+    """A running stack whose market waits until ``open_market``."""
+
+    def __init__(self, config: StackConfig, processes: Supervisor) -> None:
+        self.config, self.processes = config, processes
+        self.story: list[str] = []
+
+    def open_market(self) -> None:
+        request = urllib.request.Request(self.config.url("simulator") + "/sim/market/start", method="POST")
+        urllib.request.urlopen(request, timeout=10).close()
+
+    def market(self) -> dict[str, Any]:
+        found: dict[str, Any] = get(self.config.url("simulator") + "/sim/market")
+        return found
+
+    def wait_market_end(self, timeout: float) -> None:
+        eventually(lambda: self.market()["ended"], timeout=timeout, interval=0.2)
+
+    def records(self, topic: str) -> dict[str, list[bytes]]:
+        """Values of a topic by key, in order."""
+        found: dict[str, list[bytes]] = {}
+        for message in read_all(self.config.bootstrap, topic):
+            key = message.key()
+            found.setdefault(key.decode() if isinstance(key, bytes) else str(key), []).append(message.value() or b"")
+        return found
+
+    def audit(self) -> dict[str, Any]:
+        """What `marketflow audit --json` says; the test fails, showing it, if it does not hold."""
+        done = subprocess.run(
+            [sys.executable, "-m", "marketflow_operator", "audit", "--json", "--state", str(self.config.state)],
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n" + "\n".join(self.story)
+        found: dict[str, Any] = json.loads(done.stdout)
+        assert found["ok"]
+        assert len(found["checks"]) >= 10
+        return found
+
+    # --- faults --------------------------------------------------------------------------------------
+
+    def kill(self, service: str) -> None:
+        """SIGKILL in mid-minute; returns when the one that the supervisor started in its place is at work."""
+        self._mid_minute()
+        before = self.processes.identity(service)
+        self._tell(f"SIGKILL {service}")
+        before.signal(signal.SIGKILL)
+        eventually(lambda: not before.alive())
+        self._wait_at_work(service, service)
+        self._tell(f"{service} is at work again")
+
+    def freeze(self, service: str) -> None:
+        """SIGSTOP for 15 s while a second instance takes over, then SIGCONT; the second is stopped afterwards."""
+        self._mid_minute()
+        before = self.processes.identity(service)
+        self._tell(f"SIGSTOP {service}")
+        before.signal(signal.SIGSTOP)
+        frozen_at = time.monotonic()
+        second = f"{service}-2"
+        self.processes.add(service_spec(self.config, service, free_port(), 2))
+        self.processes.wait_ready(second)
+        self._wait_at_work(second, service)
+        self._tell(f"{second} has taken over")
+        eventually(lambda: time.monotonic() - frozen_at >= FREEZE_SECONDS, timeout=60)
+        before.signal(signal.SIGCONT)
+        self._tell(f"SIGCONT {service}")
+        # It either leaves, because it was fenced, and is started anew; or it notices and stands by.
+        self.processes.wait_ready(service)
+        self.processes.stop_one(second)
+        self._wait_at_work(service, service)
+        self._tell(f"{service} is at work again")
+
+    def _mid_minute(self) -> None:
+        def inside() -> bool:
+            market = self.market()
+            return market["ended"] or 5 <= market["market_time_us"] % _MINUTE_US / 1_000_000 <= 55
+
+        eventually(inside, interval=0.05)
+
+    def _wait_at_work(self, name: str, service: str) -> None:
+        """Until the instance owns all that a sole instance owns."""
+
+        def at_work() -> bool:
+            entry = next(p for p in self.processes.status() if p.name == name)
+            try:
+                state = get(f"{entry.url}/readyz")
+            except (OSError, urllib.error.URLError):
+                return False
+            if service == "executor":
+                return bool(state["ready"] and state.get("role") == "leader")
+            return bool(state["ready"] and len(state.get("partitions", ())) >= 3)
+
+        eventually(at_work, timeout=90)
+
+    def _tell(self, what: str) -> None:
+        market = self.market()
+        self.story.append(f"{market['market_time_us']} {'ended' if market['ended'] else 'running'} {what}")
+
+
+@contextmanager
+def running_chain(state: Path, market: Mapping[str, Any], speed: str) -> Iterator[Chain]:
+    """A stack on free ports, its market waiting; everything is stopped at the end."""
+    config = StackConfig(state=state, ports=Ports.free(), autostart=False, env=ENVIRONMENT, speed=speed, **market)
+    with supervisor(config) as processes:
+        yield Chain(config, processes)
+
+
+@pytest.fixture(scope="session")
+def run_chain() -> Callable[..., Any]:
+    """``running_chain``, for fixtures of a module."""
+    return running_chain
+
+
+@pytest.fixture
+def chain(tmp_path: Path, market: Mapping[str, Any]) -> Callable[[str], Any]:
+    """``with chain("4") as c`` starts the suite on the module's market at that speed."""
+    return lambda speed: running_chain(tmp_path / "stack", market, speed)
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """A capture of real trades if MARKETFLOW_TEST_CAPTURE names one (the repository holds none), else a made one."""
+    named = os.environ.get("MARKETFLOW_TEST_CAPTURE")
+    if named:
+        assert Path(named).is_file(), f"MARKETFLOW_TEST_CAPTURE names {named}, which is not a file"
+        return {"replay": Path(named), "symbols": ("ETHUSDT",)}
+    return {"replay": write_capture(tmp_path_factory.mktemp("capture") / "made.jsonl.gz"), "symbols": ("ETHUSDT",)}
+
+
+def write_capture(path: Path) -> Path:
+    """Eleven minutes of ETHUSDT that start and end in mid-minute: a seeded walk, one of its minutes without a trade."""
+    walk = random.Random(20240808)
+    at, end, price = 1_723_161_255_611, 1_723_161_255_611 + 650_000, 268_380
+    with gzip.open(path, "wt") as out:
+        for trade_id in range(1_520_538_925, 1_520_538_925 + 100_000):
+            at += min(int(walk.expovariate(1 / 80)), 4_000)
+            if at // 60_000 == 1_723_161_255_611 // 60_000 + 7:
+                at += 60_000
+            if at > end:
+                break
+            price += walk.choice((-9, -3, -1, 0, 0, 1, 3, 9))
+            data = {
+                "e": "trade", "E": at + 1, "s": "ETHUSDT", "t": trade_id, "p": f"{price / 100:.2f}000000",
+                "q": f"{walk.randint(1, 30_000) / 10_000:.4f}0000", "T": at, "m": walk.random() < 0.5, "M": True,
+            }  # fmt: skip
+            out.write(f"{at * 1_000_000} {json.dumps({'stream': 'ethusdt@trade', 'data': data})}\n")
+    return path
