@@ -25,6 +25,9 @@ _log = logs.get("loader")
 
 def work(settings: LoaderSettings, health: Health, stop: threading.Event, step: Step = nothing) -> None:
     """Land all four topics until ``stop``. ``step`` is called at the steps of a flush, for tests of crashes."""
+    # The connector cancels a statement that takes too long from a thread of its own; where the network is down,
+    # that fails too, and the failure belongs into the log as one line.
+    threading.excepthook = _thread_failed
     warehouse = Warehouse(settings.snowflake, step)
     try:
         _wait(warehouse, health, stop)
@@ -33,8 +36,15 @@ def work(settings: LoaderSettings, health: Health, stop: threading.Event, step: 
         rows = Rows(settings.kafka, warehouse, Broker(settings.kafka), health, settings.patience_seconds)
         limits = Limits(settings.flush_rows, settings.flush_bytes, settings.flush_seconds)
         Sink(settings.kafka, GROUP, topics.ALL, rows, health, limits).run(stop)
+    except KeyboardInterrupt:
+        # The connector takes SIGINT for itself while a statement runs. Nothing is lost: the position decides.
+        _log.info("stopping", signal="SIGINT", detail="in the middle of a statement")
     finally:
         warehouse.close()
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    _log.warning("thread_failed", thread=failed.thread.name if failed.thread else "", detail=str(failed.exc_value))
 
 
 def _wait(warehouse: Warehouse, health: Health, stop: threading.Event) -> None:

@@ -242,9 +242,10 @@ def _bytes(data: str | bytes | None) -> bytes | None:
 
 def _file_name(moves: Sequence[tuple[Position, int]]) -> str:
     """Says which records are inside, for people; its end makes it the only one of its name."""
-    parts = []
-    for held, following in moves:
-        # A topic's id is base64, in which a slash may stand: in a file's name it would make folders.
-        made = held.place.topic_id.replace("/", "_").replace("+", "-")
-        parts.append(f"{made}-{held.place.partition}-{held.next_offset}-{following}")
-    return f"{'.'.join(parts[:4])}{f'.and-{len(parts) - 4}-more' if len(parts) > 4 else ''}.{secrets.token_hex(6)}"
+    parts = [
+        f"{held.place.topic_id}-{held.place.partition}-{held.next_offset}-{following}" for held, following in moves
+    ]
+    if len(parts) > 4:
+        parts[4:] = [f"and-{len(parts) - 4}-more"]
+    # A topic's id is base64, in which a slash may stand: in a file's name it would make folders.
+    return f"{'.'.join(parts)}.{secrets.token_hex(6)}".replace("/", "_").replace("+", "-")

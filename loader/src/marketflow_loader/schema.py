@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from importlib import resources
 from pathlib import Path
 
 import snowflake.connector
@@ -33,10 +32,8 @@ class SchemaError(Exception):
 
 
 def schema_text(path: Path | None = None) -> str:
-    """The declaration: of ``path``, or the copy in the installed package, or infra/ of this checkout."""
-    checkout = Path(__file__).resolve().parents[3] / "infra" / FILE
-    packaged = resources.files(__package__).joinpath(FILE)
-    source = path or (packaged if packaged.is_file() else checkout)
+    """The declaration in ``path``, by default infra/ of this checkout. Raises SchemaError if it cannot be read."""
+    source = path or Path(__file__).resolve().parents[3] / "infra" / FILE
     try:
         return source.read_text(encoding="utf-8")
     except OSError as error:
@@ -85,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m marketflow_loader.schema",
         description="Create what is missing of MarketFlow's warehouse. MARKETFLOW_SNOWFLAKE_* says where.",
     )
-    parser.add_argument("--file", type=Path, help=f"another declaration than the {FILE} that came with this package")
+    parser.add_argument("--file", type=Path, help=f"the declaration; default: infra/{FILE} of this checkout")
     parser.add_argument("--timeout", type=float, default=60, help="seconds to wait for the warehouse (60)")
     options = parser.parse_args(arguments)
     logging.getLogger("snowflake.connector").setLevel(logging.CRITICAL)  # the error below says it in one line

@@ -174,6 +174,7 @@ def start_loader(topics: CreatedTopics, tmp_path: Path) -> Iterator[Callable[...
             "MARKETFLOW_SNOWFLAKE_PORT": str(tables.settings.port),
             "MARKETFLOW_SNOWFLAKE_PROTOCOL": "http",
             "MARKETFLOW_SNOWFLAKE_DATABASE": tables.settings.database,
+            "MARKETFLOW_SNOWFLAKE_NETWORK_TIMEOUT": "5",
             "MARKETFLOW_LOADER_HTTP_PORT": str(port),
             "MARKETFLOW_LOADER_FLUSH_SECONDS": "0.2",
             "MARKETFLOW_LOG_FORMAT": "text",
@@ -192,14 +193,20 @@ def start_loader(topics: CreatedTopics, tmp_path: Path) -> Iterator[Callable[...
         one.process.wait()
 
 
-def trade(partition: int, number: int) -> Trade:
+def trade_of(partition: int, number: int) -> Trade:
     price = Decimal(number) / 8 + Decimal("0.000000000000000001")
     return Trade(
         "test", f"S{partition}", number, price, Decimal(number), number % 2 == 0, number * 1_000, number * 1_001
     )
 
 
-def candle(partition: int, number: int) -> Candle:
+@pytest.fixture
+def trade() -> Callable[[int, int], Trade]:
+    """``trade(partition, number)``: every value tells its number, with all eighteen places."""
+    return trade_of
+
+
+def candle_of(partition: int, number: int) -> Candle:
     one, zero = Decimal(number), Decimal("0E-8")
     return Candle(
         f"S{partition}", "1m", number * 60_000_000, number * 60_000_000 + 59_999_999, one, one, one, one, one, one, 1,
@@ -229,8 +236,8 @@ def feed(publish: Callable[..., None]) -> Callable[[int, int], None]:
         for at in range(first, last + 1, batch):
             numbers = range(at, min(at + batch, last + 1))
             for partition in range(3):
-                publish(names.OHLCV_RAW, partition, [trade(partition, n) for n in numbers])
-            publish(names.OHLCV_AGG, at // batch % 3, [candle(at // batch % 3, at)])
+                publish(names.OHLCV_RAW, partition, [trade_of(partition, n) for n in numbers])
+            publish(names.OHLCV_AGG, at // batch % 3, [candle_of(at // batch % 3, at)])
 
     return send
 

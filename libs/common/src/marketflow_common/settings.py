@@ -93,7 +93,9 @@ class SnowflakeSettings(BaseSettings):
         pattern=r"^[A-Z_][A-Z0-9_]*$",
         description="database that holds RAW, STAGING, ANALYTICS, MONITORING",
     )
-    network_timeout: int = Field(5, ge=1, description="seconds for which a failing request is tried again")
+    network_timeout: int = Field(
+        30, ge=1, description="seconds for which a failing request is tried again, and that one statement may take"
+    )
 
     def connect_arguments(self, part: str, database: bool = True) -> dict[str, Any]:
         """Keyword arguments of ``snowflake.connector.connect``; queries are tagged ``marketflow/<part>``.
@@ -111,7 +113,8 @@ class SnowflakeSettings(BaseSettings):
             "session_parameters": {
                 "TIMEZONE": "UTC",
                 "QUERY_TAG": f"marketflow/{part}",
-                "LOCK_TIMEOUT": self.network_timeout,
+                # Less than a statement may take, so that a lock held by another is told apart from a dead network.
+                "LOCK_TIMEOUT": max(1, self.network_timeout // 2),
                 "CLIENT_TELEMETRY_ENABLED": False,
             },
         }

@@ -1,0 +1,197 @@
+"""The one transaction of a flush against a real warehouse process: all or nothing, once, whoever else loads."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from marketflow_common import codec, topics
+from marketflow_common.events import Gap
+from marketflow_loader import schema
+from marketflow_loader.tables import Landing, Row
+from marketflow_loader.warehouse import Away, Moved, Place, Position, Warehouse
+
+PLACE = Place("ohlcv_raw", "id-1", 0)
+
+
+def rows_of(first: int, last: int, make: Any) -> dict[str, pa.Table]:
+    landing = Landing(1)
+    landing.add(
+        Row(topics.OHLCV_RAW, *PLACE, offset, 1_000, b"S", codec.encode(make(0, offset + 1)))
+        for offset in range(first, last + 1)
+    )
+    return landing.tables()
+
+
+@pytest.fixture
+def warehouse(tables: Any) -> Iterator[Warehouse]:
+    found = Warehouse(tables.settings)
+    found.start(Position(PLACE, 0))
+    yield found
+    found.close()
+
+
+def landed(tables: Any) -> list[int]:
+    return [offset for _, _, offset in tables.offsets("RAW.TRADES")]
+
+
+def test_rows_and_position_appear_together(tables: Any, warehouse: Warehouse, trade: Any) -> None:
+    warehouse.land("one", rows_of(0, 9, trade), [(Position(PLACE, 0), 12)])
+    assert landed(tables) == list(range(10))
+    assert warehouse.positions([PLACE.topic]) == [Position(PLACE, 12)]
+    values = tables.ask("SELECT TRADE_ID, PRICE, QTY, BUYER_IS_MAKER, TRADED_AT FROM RAW.TRADES WHERE KAFKA_OFFSET = 6")
+    [(trade_id, price, qty, maker, traded_at)] = values
+    expected = trade(0, 7)
+    assert (trade_id, price, qty, maker) == (7, expected.price, expected.qty, expected.buyer_is_maker)
+    assert traded_at.isoformat() == "1970-01-01T00:00:00.007000+00:00"
+    assert tables.ask("LIST @RAW.LANDING") == []
+
+
+def test_a_position_that_moved_lands_nothing(tables: Any, warehouse: Warehouse, trade: Any) -> None:
+    warehouse.land("one", rows_of(0, 4, trade), [(Position(PLACE, 0), 5)])
+    with pytest.raises(Moved):
+        warehouse.land("two", rows_of(0, 6, trade), [(Position(PLACE, 0), 7)])
+    assert landed(tables) == [0, 1, 2, 3, 4]
+    warehouse.land("three", rows_of(5, 6, trade), [(Position(PLACE, 5), 7)])
+    assert landed(tables) == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_a_position_is_started_once(warehouse: Warehouse) -> None:
+    warehouse.start(Position(PLACE, 5))
+    assert warehouse.positions([PLACE.topic, "another"]) == [Position(PLACE, 0)]
+
+
+def test_one_of_two_loaders_that_race_lands_and_the_other_is_told(
+    tables: Any, warehouse: Warehouse, trade: Any
+) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    def step(name: str) -> None:
+        if name == "compared":
+            reached.set()
+            assert go_on.wait(30)
+
+    slow = Warehouse(tables.settings, step)
+    outcome: list[str] = []
+
+    def race() -> None:
+        try:
+            slow.land("slow", rows_of(0, 4, trade), [(Position(PLACE, 0), 5)])
+            outcome.append("landed")
+        except (Away, Moved) as error:
+            outcome.append(type(error).__name__)
+
+    thread = threading.Thread(target=race)
+    thread.start()
+    assert reached.wait(30)
+    # The slow one has changed the position and holds it: nobody else gets past it until it has ended.
+    with pytest.raises((Away, Moved)):
+        warehouse.land("fast", rows_of(0, 4, trade), [(Position(PLACE, 0), 5)])
+    go_on.set()
+    thread.join(30)
+    slow.close()
+    count = 1 if outcome == ["landed"] else 0
+    assert landed(tables) == list(range(5)) * count
+    assert warehouse.positions([PLACE.topic]) == [Position(PLACE, 5 * count)]
+
+
+def test_a_table_that_refuses_its_rows_keeps_all_others_back(tables: Any, warehouse: Warehouse, trade: Any) -> None:
+    landing = Landing(1)
+    gap = Gap("test", "S0", 1, 2, "lost", True)
+    landing.add([Row(topics.OHLCV_RAW, *PLACE, 5, 1, b"S", codec.encode(gap))])
+    both = rows_of(0, 4, trade) | landing.tables()
+    feed = both["RAW.FEED_EVENTS"]
+    refused = feed.set_column(feed.schema.get_field_index("SYMBOL"), "SYMBOL", pa.array([None], pa.string()))
+    with pytest.raises(Away, match="SYMBOL"):
+        warehouse.land("one", both | {"RAW.FEED_EVENTS": refused}, [(Position(PLACE, 0), 6)])
+    assert landed(tables) == []
+    assert warehouse.positions([PLACE.topic]) == [Position(PLACE, 0)]
+    warehouse.land("two", both, [(Position(PLACE, 0), 6)])
+    assert landed(tables) == [0, 1, 2, 3, 4]
+    assert [offset for _, _, offset in tables.offsets("RAW.FEED_EVENTS")] == [5]
+
+
+class Cable:
+    """Carries bytes to the warehouse; told so, it breaks once the next request has taken effect there."""
+
+    def __init__(self, port: int) -> None:
+        self._to, self._breaking, self.broken = port, False, False
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._server.getsockname()[1])
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def break_at_the_next_answer(self) -> None:
+        self._breaking = True
+
+    def mend(self) -> None:
+        self._breaking = self.broken = False
+
+    def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self._thread.join(10)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._server.accept()
+                threading.Thread(target=self._carry, args=(near,), daemon=True).start()
+
+    def _carry(self, near: socket.socket) -> None:
+        with near, suppress(OSError):
+            if self.broken:
+                return
+            with socket.create_connection(("127.0.0.1", self._to)) as far:
+                threading.Thread(target=self._answers, args=(near, far), daemon=True).start()
+                while data := near.recv(65_536):
+                    far.sendall(data)
+
+    def _answers(self, near: socket.socket, far: socket.socket) -> None:
+        with suppress(OSError):
+            while data := far.recv(65_536):
+                if self._breaking or self.broken:
+                    self.broken = True
+                    near.shutdown(socket.SHUT_RDWR)
+                    return
+                near.sendall(data)
+
+
+@pytest.fixture
+def cable(shared_warehouse: Any) -> Iterator[Cable]:
+    found = Cable(shared_warehouse.port)
+    yield found
+    found.close()
+
+
+# The connector's own thread that cancels a statement after its timeout fails like the statement does.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_position_tells_after_the_answer_to_commit_was_lost(tables: Any, cable: Cable, trade: Any) -> None:
+    def step(name: str) -> None:
+        if name == "copied":
+            cable.break_at_the_next_answer()
+
+    far = Warehouse(tables.settings.model_copy(update={"port": cable.port, "network_timeout": 2}), step)
+    far.start(Position(PLACE, 0))
+    with pytest.raises(Away):
+        far.land("one", rows_of(0, 4, trade), [(Position(PLACE, 0), 5)])
+    assert not far.connected
+    with pytest.raises(Away):
+        far.positions([PLACE.topic])
+    cable.mend()
+    assert far.positions([PLACE.topic]) == [Position(PLACE, 5)]
+    far.close()
+    assert landed(tables) == [0, 1, 2, 3, 4]
+
+
+def test_the_schema_applied_again_changes_nothing(tables: Any, warehouse: Warehouse, trade: Any) -> None:
+    warehouse.land("one", rows_of(0, 4, trade), [(Position(PLACE, 0), 5)])
+    count = schema.apply(tables.settings, schema.schema_text(), 30)
+    assert count > 10
+    assert landed(tables) == [0, 1, 2, 3, 4]
+    assert warehouse.positions([PLACE.topic]) == [Position(PLACE, 5)]
