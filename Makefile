@@ -37,6 +37,13 @@ check: setup ## Formatting, lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Four workers on two cores: most of a test's time is waiting. Tests of the whole chain come first, they take longest.
+WORKERS ?= 4
+.PHONY: test
+test: setup ## All that CI checks: make check, then every test; WORKERS=4, PYTEST='-k words'
+	@$(MAKE) --no-print-directory check
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
+
 .PHONY: fix
 fix: setup ## Format and mend what the linter can
 	$(BIN)/ruff format .
