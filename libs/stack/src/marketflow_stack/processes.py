@@ -7,6 +7,7 @@ knows what the processes do.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 _LAUNCHER = Path(__file__).with_name("_launch.py")
+_LOWEST_PORT = 15_000  # well above the ports that programs have for their own
 _LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp, see proc(5)
 _STAT_STARTTIME = 19  # field 22 of /proc/<pid>/stat, counted from the one after the command's name
 
@@ -179,12 +181,34 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """That many different ones."""
-    with ExitStack() as held:  # kept until all are chosen, so that none is chosen twice
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    """That many different ones, below the range from which the kernel takes ports for outgoing connections.
+
+    A port of that range (which binding port 0 gives) may belong to somebody's connection by the time that the
+    server starts which it was chosen for: a stack makes hundreds of connections while it comes up.
+    """
+    candidates = list(range(_LOWEST_PORT, _ephemeral()))
+    random.SystemRandom().shuffle(candidates)
+    ports: list[int] = []
+    with ExitStack() as held:  # kept until all are chosen, so that two choosers at once differ
+        for port in candidates:
+            if len(ports) == count:
+                break
+            probe = held.enter_context(socket.socket())
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                ports.append(port)
+    if len(ports) < count:
+        raise OSError(f"only {len(ports)} of {count} ports are free in {_LOWEST_PORT} to {_ephemeral() - 1}")
+    return ports
+
+
+def _ephemeral() -> int:
+    """The first port of the range for outgoing connections (Linux: 32768 if not set otherwise)."""
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError):
+        return 32_768
+    return first if first > _LOWEST_PORT + 1_000 else 65_536
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:

@@ -34,7 +34,9 @@ def config(tmp_path: Path) -> Iterator[StackConfig]:
 
 
 def held(config: StackConfig) -> list[str]:
-    return [str(holder) for port in vars(config.ports).values() if (holder := who_holds(port)) is not None]
+    ports = config.ports
+    used = (ports.kafka, ports.controller, ports.recorder, ports.simulator)
+    return [str(holder) for port in used if (holder := who_holds(port)) is not None]
 
 
 def test_up_and_down_leaves_the_data_and_nothing_else(config: StackConfig) -> None:
