@@ -33,7 +33,7 @@ def test_a_replay_at_full_speed_is_published_once_and_in_order(
     begin = time.monotonic()
     one.signal(signal.SIGTERM)
     assert one.wait() == 0
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15
 
 
 def test_the_first_minute_of_a_running_market_is_filled_back_to_its_start(
