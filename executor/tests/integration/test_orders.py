@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from marketflow_common import topics
+from marketflow_common.events import Command, SignalSkipped
+from marketflow_common.service import EXIT_CONFIG, EXIT_UNAVAILABLE
+
 
 def test_signals_become_filled_orders_and_the_books_equal_the_exchange(stage: Any) -> None:
     stage.start()
@@ -14,3 +18,43 @@ def test_signals_become_filled_orders_and_the_books_equal_the_exchange(stage: An
     assert stage.of(signals[0]) == ["order_intended", "order_accepted", "order_filled"]
     stage.check_one_each(*signals)
     stage.check_books()
+
+
+def test_what_leads_to_no_order_is_answered_with_a_reason_and_holds_are_not_answered(stage: Any) -> None:
+    executor = stage.start()
+    held = stage.signal("BTCUSDT", "HOLD")
+    sold = stage.signal("BTCUSDT", "SELL")
+    unknown = stage.signal("NOPEUSDT", "BUY")
+    command = Command("c", "main", "halt", "telegram:1", 1, None, "")
+    stage.publish(topics.TRADING_SIGNALS, "main", command)
+    stage.answered(sold, unknown)
+    reasons = {e.signal_id: e.reason for e in stage.events() if isinstance(e, SignalSkipped)}
+    assert reasons == {sold.id: "no_position", unknown.id: "unknown_symbol"}
+    assert stage.of(held) == []
+    stage.wait(lambda: 'commands_ignored_total{action="halt"} 1.0' in executor.metrics())
+    assert 'signals_skipped_total{reason="no_position"} 1.0' in executor.metrics()
+    assert executor.state()["trading"] == "ACTIVE"
+
+
+def test_a_signal_that_is_published_again_is_not_traded_again(stage: Any) -> None:
+    stage.start()
+    first = stage.signal("BTCUSDT", "BUY")
+    stage.publish(topics.TRADING_SIGNALS, "BTCUSDT", first)
+    last = stage.signal("BTCUSDT", "SELL")
+    stage.settled(first, last)
+    assert stage.of(first).count("order_intended") == 1
+
+
+def test_it_says_what_is_wrong_and_leaves(stage: Any) -> None:
+    unconfirmed = stage.start(leads=False, mode="live")
+    assert unconfirmed.process.wait(60) == EXIT_CONFIG
+    assert "MARKETFLOW_EXECUTOR_LIVE_CONFIRMATION" in unconfirmed.log()
+    assert "mode live trades with real money" in unconfirmed.log()
+    wrong = stage.start(leads=False, api_key="somebody-elses")
+    assert wrong.process.wait(60) == EXIT_UNAVAILABLE
+    assert "refuses the API key" in wrong.log()
+    stage.start().terminate()
+    paper = stage.start(leads=False, mode="paper")
+    assert paper.process.wait(60) == EXIT_UNAVAILABLE
+    assert "was opened in mode testnet and cannot go on in mode paper" in paper.log()
+    assert not any("simulator-secret" in executor.log() for executor in stage.executors)

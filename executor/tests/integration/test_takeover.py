@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from marketflow_common.events import OrderIntended
+from marketflow_common.kafka.client import producer
+from marketflow_common.service import EXIT_FENCED
 
 STEPS = ("decided", "intended", "posting", "posted", "recorded")
 
@@ -66,6 +68,28 @@ def test_a_leader_frozen_after_its_order_can_record_nothing_once_another_leads(s
     stage.wait(lambda: frozen.stands_by() or died(frozen))
     later = stage.signal("SOLUSDT", "SELL")
     stage.settled(signal, later)
+
+
+def test_a_leader_that_is_asked_to_stop_finishes_the_order_in_flight(stage: Any) -> None:
+    leader = stage.start()
+    stage.exchange.fault("late_answer", path="/api/v3/order", seconds=1)
+    signal = stage.signal("BTCUSDT", "BUY")
+    stage.wait(lambda: stage.of(signal))
+    assert leader.terminate() == 0
+    assert stage.of(signal) == ["order_intended", "order_accepted", "order_filled"]
+    stage.settled(signal)
+
+
+def test_whoever_takes_the_transactional_id_stops_a_leader_before_its_next_order(stage: Any) -> None:
+    leader = stage.start()
+    usurper = producer(stage.kafka, "executor-main")
+    usurper.init_transactions(30)
+    stage.signal("BTCUSDT", "BUY")
+    stage.wait(lambda: died(leader))
+    assert leader.process.returncode == EXIT_FENCED
+    assert "another instance works on this" in leader.log()
+    assert stage.exchange.posts() == 0
+    assert [type(event).__name__ for event in stage.events()] == ["AccountOpened"]
 
 
 def test_a_leader_that_is_asked_to_stop_leaves_at_once_to_the_standby(stage: Any) -> None:
