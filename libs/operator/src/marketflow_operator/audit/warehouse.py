@@ -43,9 +43,9 @@ class WarehouseReader:
         ]
 
     def read(self) -> Warehouse:
-        """All rows of all tables; positions first, so that every landed row has its position behind it."""
-        positions = self.positions()
-        return Warehouse({table: self._rows(f"SELECT * FROM {table}") for table in (*TABLES, REJECTS)}, positions)
+        """All rows of all tables, then the positions: while rows go on landing, none read here may be past them."""
+        tables = {table: self._rows(f"SELECT * FROM {table}") for table in (*TABLES, REJECTS)}
+        return Warehouse(tables, self.positions())
 
     def _rows(self, statement: str) -> Sequence[Row]:
         settings = self._settings
