@@ -11,6 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
+from marketflow_simulator.app import Simulator
+from marketflow_simulator.settings import parse
 
 with warnings.catch_warnings():  # python-binance imports a deprecated part of websockets, unused here
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -18,21 +20,13 @@ with warnings.catch_warnings():  # python-binance imports a deprecated part of w
 
 
 class Running:
-    """A simulator process that listens."""
+    """A simulator that listens, and a way to talk to it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, port: int, log: list[dict[str, Any]]) -> None:
-        self.process = process
-        self.log = log
-        self.http = httpx.AsyncClient()
-        self.at(port)
-
-    def at(self, port: int) -> "Running":
-        """Talk to the simulator on this port."""
+    def __init__(self, port: int) -> None:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.ws = f"ws://127.0.0.1:{port}"
-        self.http.base_url, self.http.timeout = self.url, 60
-        return self
+        self.http = httpx.AsyncClient(base_url=self.url, timeout=60)
 
     async def get(self, path: str, **params: Any) -> Any:
         answer = await self.http.get(path, params=params)
@@ -64,31 +58,64 @@ class Running:
 
         return await self.until(look)
 
+
+class Process(Running):
+    """The same as a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int, log: list[dict[str, Any]]) -> None:
+        super().__init__(port)
+        self.process = process
+        self.log = log
+
     async def stop(self, *, kill: bool = False) -> int:
+        """End the process and give its exit code."""
         if self.process.returncode is None:
             self.process.kill() if kill else self.process.terminate()
-        code = await asyncio.wait_for(self.process.wait(), 60)
         await self.http.aclose()
-        return code
+        return await asyncio.wait_for(self.process.wait(), 60)
 
 
-Start = Callable[..., Awaitable[Running]]
+def arguments_of(settings: dict[str, Any]) -> list[str]:
+    arguments = []
+    for name, value in {"port": 0, **settings}.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        arguments += [f"--{name.replace('_', '-')}", text]
+    return arguments
 
 
 @pytest.fixture
-async def start() -> AsyncIterator[Start]:
-    """Starts simulators with settings as keywords; all are ended after the test."""
-    running: list[Running] = []
-    readers: list[asyncio.Task[None]] = []
+async def start() -> AsyncIterator[Callable[..., Awaitable[Running]]]:
+    """Starts simulators within the test's process, with settings as keywords, on real sockets."""
+    begun: list[tuple[Simulator, Running]] = []
 
     async def begin(**settings: Any) -> Running:
-        arguments = []
-        for name, value in {"port": 0, **settings}.items():
-            text = str(value).lower() if isinstance(value, bool) else str(value)
-            arguments += [f"--{name.replace('_', '-')}", text]
+        simulator = Simulator(parse(arguments_of(settings)))
+        await simulator.start()
+        begun.append((simulator, Running(simulator.port)))
+        return begun[-1][1]
+
+    yield begin
+    for simulator, running in begun:
+        await running.http.aclose()
+        await simulator.stop()
+
+
+@pytest.fixture
+async def spawn() -> AsyncIterator[Callable[..., Awaitable[Process]]]:
+    """Starts simulators as processes, with settings as keywords; all are ended after the test."""
+    processes: list[asyncio.subprocess.Process] = []
+    running: list[Process] = []
+    readers: list[asyncio.Task[None]] = []
+
+    async def begin(**settings: Any) -> Process:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "marketflow_simulator", *arguments, stderr=asyncio.subprocess.PIPE
+            sys.executable,
+            "-m",
+            "marketflow_simulator",
+            *arguments_of(settings),
+            stderr=asyncio.subprocess.PIPE,
         )
+        processes.append(process)
         assert process.stderr is not None
         log: list[dict[str, Any]] = []
         listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -102,13 +129,16 @@ async def start() -> AsyncIterator[Start]:
                 listening.set_exception(AssertionError(f"the simulator did not start: {log}"))
 
         readers.append(asyncio.create_task(read(process.stderr)))
-        one = Running(process, 0, log)
-        running.append(one)
-        return one.at(await asyncio.wait_for(listening, 60))
+        running.append(Process(process, await asyncio.wait_for(listening, 60), log))
+        return running[-1]
 
     yield begin
     for one in running:
         await one.stop()
+    for process in processes:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     await asyncio.gather(*readers)
 
 

@@ -17,7 +17,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-Start = Callable[..., Awaitable[Any]]
+Spawn = Callable[..., Awaitable[Any]]
 Client = Callable[[Any], Any]
 
 
@@ -39,8 +39,8 @@ async def refused(*arguments: str, **environment: str) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_stops_it_cleanly_with_open_sockets(start: Start, number: signal.Signals) -> None:
-    sim = await start(speed=10)
+async def test_a_signal_stops_it_cleanly_with_open_sockets(spawn: Spawn, number: signal.Signals) -> None:
+    sim = await spawn(speed=10)
     async with connect(f"{sim.ws}/ws/btcusdt@trade") as one:
         await one.recv()
         sim.process.send_signal(number)
@@ -64,10 +64,10 @@ async def test_what_keeps_it_from_starting_is_said_in_one_line(tmp_path: Path, c
     assert f"{broken} line 1201:" in await refused("--replay", str(broken))
 
 
-async def test_the_same_seed_gives_the_same_market_in_every_process(start: Start) -> None:
+async def test_the_same_seed_gives_the_same_market_in_every_process(spawn: Spawn) -> None:
     seen = []
     for seed in (11, 11, 12):
-        sim = await start(symbols="BTCUSDT,SOLUSDT", seed=seed, speed="max", minutes=2)
+        sim = await spawn(symbols="BTCUSDT,SOLUSDT", seed=seed, speed="max", minutes=2)
         async with connect(f"{sim.ws}/ws/btcusdt@trade"):
             await sim.ended()
         seen.append([await sim.get("/sim/trades", symbol=s, from_id=1) for s in ("BTCUSDT", "SOLUSDT")])
@@ -75,9 +75,9 @@ async def test_the_same_seed_gives_the_same_market_in_every_process(start: Start
     assert seen[0] != seen[2]
 
 
-async def test_after_a_kill_the_books_and_the_market_go_on(start: Start, client: Client, tmp_path: Path) -> None:
+async def test_after_a_kill_the_books_and_the_market_go_on(spawn: Spawn, client: Client, tmp_path: Path) -> None:
     settings = {"symbols": "ETHUSDT", "speed": 30, "state": tmp_path / "state"}
-    sim = await start(**settings)
+    sim = await spawn(**settings)
 
     async def moved() -> bool:
         return (await sim.get("/sim/market"))["symbols"]["ETHUSDT"]["published"] > 20
@@ -95,7 +95,7 @@ async def test_after_a_kill_the_books_and_the_market_go_on(start: Start, client:
     began, market, at = time.monotonic(), await sim.get("/sim/market"), time.monotonic()
     await sim.stop(kill=True)
 
-    again = await start(**settings)
+    again = await spawn(**settings)
     back, after, now = time.monotonic(), await again.get("/sim/market"), time.monotonic()
     passed = (after["market_time_us"] - market["market_time_us"]) / 1e6 / 30
     assert back - at - 3 < passed < now - began + 3, "market time went on while the simulator was down"
@@ -118,11 +118,11 @@ async def test_after_a_kill_the_books_and_the_market_go_on(start: Start, client:
         assert resumed["orders"][1]["status"] in ("NEW", "FILLED")
 
 
-async def test_at_full_speed_a_restart_never_streams_a_trade_again(start: Start, tmp_path: Path) -> None:
+async def test_at_full_speed_a_restart_never_streams_a_trade_again(spawn: Spawn, tmp_path: Path) -> None:
     settings = {"symbols": "ETHUSDT", "speed": "max", "state": tmp_path / "state"}
     ids: list[int] = []
     for kill in (True, False, True):
-        sim = await start(**settings)
+        sim = await spawn(**settings)
         async with connect(f"{sim.ws}/ws/ethusdt@trade", max_queue=1) as one:
             for _ in range(700):
                 ids.append(json.loads(await one.recv())["t"])
@@ -134,8 +134,8 @@ async def test_at_full_speed_a_restart_never_streams_a_trade_again(start: Start,
     assert len(ids) >= 2100
 
 
-async def test_a_state_folder_of_another_market_is_refused(start: Start, tmp_path: Path) -> None:
-    sim = await start(symbols="ETHUSDT", seed=1, state=tmp_path / "state")
+async def test_a_state_folder_of_another_market_is_refused(spawn: Spawn, tmp_path: Path) -> None:
+    sim = await spawn(symbols="ETHUSDT", seed=1, state=tmp_path / "state")
     await sim.stop()
     message = await refused("--port", "0", "--symbols", "ETHUSDT", "--seed", "2", "--state", str(tmp_path / "state"))
     assert "belongs to a market with seed 1, this one has 2" in message
@@ -145,17 +145,17 @@ async def test_a_state_folder_of_another_market_is_refused(start: Start, tmp_pat
 
 
 async def test_a_step_of_the_books_that_a_crash_cut_short_is_dropped(
-    start: Start, client: Client, tmp_path: Path
+    spawn: Spawn, client: Client, tmp_path: Path
 ) -> None:
     settings = {"symbols": "ETHUSDT", "state": tmp_path / "state"}
-    sim = await start(**settings)
+    sim = await spawn(**settings)
     one = client(sim)
     for _ in range(2):
         await one.create_order(symbol="ETHUSDT", side="BUY", type="MARKET", quantity="1")
     await sim.stop()
     journal = tmp_path / "state" / "books.jsonl"
     journal.write_bytes(journal.read_bytes()[:-30])
-    again = await start(**settings)
+    again = await spawn(**settings)
     ledger = await again.get("/sim/ledger")
     assert len(ledger["orders"]) == len(ledger["fills"]) == 1
     assert ledger["balances"]["ETH"]["free"] == "0.99900000"

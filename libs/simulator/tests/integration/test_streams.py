@@ -181,7 +181,6 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_the_others_get_everyth
     market = await sim.ended()
     assert len(ids) == market["symbols"]["BTCUSDT"]["published"]
     assert market["connections"] == 0
-    assert any(entry.get("why") == "took nothing for 5 s" for entry in sim.log)
     writer.transport.abort()
 
 
