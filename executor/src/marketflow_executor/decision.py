@@ -6,7 +6,7 @@ Pure: the exchange's time and everything else that counts is handed in. Must nev
 from __future__ import annotations
 
 from decimal import Decimal, localcontext
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
 from marketflow_common.events import OrderIntended, Signal, SignalSkipped, TradingState
@@ -17,7 +17,7 @@ from .books import Position
 from .filters import Instrument
 from .orders import order_id
 
-__all__ = ["SKIP_REASONS", "Limits", "Skip", "View", "decide"]
+__all__ = ["Limits", "Skip", "View", "decide"]
 
 Skip = Literal[
     "unknown_symbol",
@@ -34,7 +34,6 @@ Skip = Literal[
     "below_min_notional",
     "filter",
 ]
-SKIP_REASONS: Final[tuple[Skip, ...]] = Skip.__args__  # type: ignore[attr-defined]
 
 
 class Limits(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from marketflow_common.events import (
     AccountOpened,
@@ -17,6 +17,9 @@ from marketflow_executor.account import Account
 from marketflow_executor.books import Assets, Fill
 from marketflow_executor.filters import default_instrument
 from marketflow_executor.orders import Order, Report, Unknown, learn
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine makes no test fail."""
 
 ASSETS = {"ETHUSDT": Assets("ETH", "USDT"), "BTCUSDT": Assets("BTC", "USDT")}
 OPENED = AccountOpened("main", "testnet", {"USDT": Decimal(1_000)}, 1)
@@ -97,6 +100,7 @@ def test_signals_are_known_to_be_answered_and_other_accounts_are_passed_over() -
     assert (account.state, account.state_by) == ("HALTED", "who")
 
 
+@UNHURRIED
 @given(st.data())
 def test_the_order_of_partitions_does_not_matter(data: st.DataObject) -> None:
     """Events of different symbols, and of the account itself, lie in different partitions."""

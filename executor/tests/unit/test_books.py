@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from decimal import Decimal, localcontext
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from marketflow_common.events import OrderFilled, Side
 from marketflow_common.numbers import EXACT
 from marketflow_executor.books import Assets, Books, Fill, Position
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine makes no test fail."""
 
 ETH = Assets("ETH", "USDT")
 
@@ -100,6 +103,7 @@ _fills = st.lists(
 )
 
 
+@UNHURRIED
 @given(_fills)
 def test_realized_minus_cost_is_the_change_in_quote_and_the_position_the_change_in_base(
     fills: list[tuple[str, Side, Decimal, Decimal, Decimal, str]],

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from marketflow_common.events import OrderIntended, Signal, SignalSkipped
 from marketflow_common.intervals import MINUTE
@@ -15,6 +15,9 @@ from marketflow_common.numbers import EXACT
 from marketflow_executor.books import Assets, Position
 from marketflow_executor.decision import Limits, View, decide
 from marketflow_executor.filters import Instrument
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine makes no test fail."""
 
 OPEN = 28_000_000 * MINUTE
 CLOSE_MS = (OPEN + MINUTE) // 1_000
@@ -147,6 +150,7 @@ def test_positions_may_still_be_reduced_when_only_that_is_allowed() -> None:
 _money = st.decimals(min_value=0, max_value=5_000, places=2)
 
 
+@UNHURRIED
 @given(
     side=st.sampled_from(["BUY", "SELL"]),
     close=st.decimals(min_value="0.0001", max_value="90000", places=4),

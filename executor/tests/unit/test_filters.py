@@ -6,10 +6,13 @@ from decimal import Decimal, localcontext
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from marketflow_common.numbers import EXACT, NotANumber
 from marketflow_executor.filters import default_instrument, read_instrument
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine makes no test fail."""
 
 
 def info(**changes: dict[str, Any]) -> dict[str, Any]:
@@ -70,6 +73,7 @@ def test_without_an_exchange_a_symbol_is_split_at_its_quote() -> None:
 _units = st.integers(min_value=1, max_value=10**9)
 
 
+@UNHURRIED
 @given(
     lot=st.tuples(_units, _units, _units),
     market=st.tuples(st.integers(0, 10**6), st.integers(0, 10**9), st.integers(0, 10**6)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from marketflow_common.codec import schema_of
 from marketflow_common.events import OrderFilled, OrderIntended
@@ -22,6 +22,9 @@ from marketflow_executor.orders import (
     learn,
     order_id,
 )
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine makes no test fail."""
 
 ETH = Assets("ETH", "USDT")
 MARGIN_MS = 1_000
@@ -127,6 +130,7 @@ _truth = st.lists(st.integers(min_value=1, max_value=3), min_size=1, max_size=4)
 _noise = st.sampled_from(["unknown", "throttled", "early", "report", "half"])
 
 
+@UNHURRIED
 @given(parts=_truth, steps=st.lists(st.tuples(_noise, st.integers(0, 4)), max_size=20), ends=st.sampled_from("FCE"))
 def test_whatever_comes_in_between_the_log_ends_up_with_every_fill_once(
     parts: list[int], steps: list[tuple[str, int]], ends: str
