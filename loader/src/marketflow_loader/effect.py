@@ -247,5 +247,5 @@ def _file_name(moves: Sequence[tuple[Position, int]]) -> str:
     ]
     if len(parts) > 4:
         parts[4:] = [f"and-{len(parts) - 4}-more"]
-    # A topic's id is base64, in which a slash may stand: in a file's name it would make folders.
-    return f"{'.'.join(parts)}.{secrets.token_hex(6)}".replace("/", "_").replace("+", "-")
+    # A topic's id is base64: a slash would make folders, and two dashes in its place begin a comment in SQL.
+    return f"{'.'.join(parts)}.{secrets.token_hex(6)}".replace("/", "_").replace("+", "_")
