@@ -158,13 +158,17 @@ def demo(
         report=report.resolve() if report else None,
         keep=keep,
     )
+    # Also where a shell has started this in the background, with SIGINT ignored.
+    signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     verdict = demonstration.run(wanted, demonstration.fresh_folder(state_folder(state) / "demo"), out)
     return HOLDS if verdict.ok else WRONG if verdict.failed else CANNOT
 
 
 def _interrupt(*_: object) -> None:
-    """SIGTERM ends the demo as Ctrl-C does."""
+    """SIGTERM ends the demo as Ctrl-C does; once, so that impatience cannot break off the stopping."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
