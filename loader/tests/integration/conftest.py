@@ -24,6 +24,8 @@ from marketflow_common.settings import KafkaSettings, SnowflakeSettings
 from marketflow_loader import schema
 from marketflow_stack.testing import CreatedTopics, eventually, free_port, read_all
 
+PATIENCE = 120.0
+"""Seconds for a process to get somewhere, on a machine that is busy with other things; it takes five when it is not."""
 RUNNER = Path(__file__).with_name("runner.py")
 IDLE_TRANSACTION = 1.0
 """Seconds after which the test warehouse rolls back what a killed loader left open."""
@@ -44,7 +46,7 @@ class WarehouseProcess:
                  str(self.folder), "--idle-transaction", str(IDLE_TRANSACTION)],
                 stdout=out, stderr=out,
             )  # fmt: skip
-        eventually(self.healthy, timeout=60)
+        eventually(self.healthy, timeout=PATIENCE)
 
     def healthy(self) -> bool:
         assert self.process is not None
@@ -141,10 +143,10 @@ class Loader:
             assert self.process.poll() is None, self.log.read_text()
             return '"ready": true' in self.state()
 
-        eventually(ready)
+        eventually(ready, timeout=PATIENCE)
         return self
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         return self.process.wait(timeout)
 
     def stop(self) -> None:

@@ -1,0 +1,107 @@
+"""Whatever is killed or frozen, and when: every record lands once."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from marketflow_common import topics as names
+from marketflow_stack.testing import eventually
+
+pytestmark = [pytest.mark.broker]
+Published = Callable[..., list[tuple[str, int, int]]]
+STEPS = ("parquet_written", "put", "begun", "compared", "copied", "committed")
+
+
+@pytest.fixture
+def all_landed(published: Published) -> Callable[..., None]:
+    """Waits until everything published has landed, and checks that nothing has twice."""
+
+    def check(tables: Any) -> None:
+        trades, candles = published(names.OHLCV_RAW), published(names.OHLCV_AGG)
+        eventually(lambda: len(tables.offsets("RAW.TRADES")) >= len(trades), timeout=120, interval=0.3)
+        eventually(lambda: len(tables.offsets("STAGING.OHLCV_STREAM")) >= len(candles), timeout=120, interval=0.3)
+        assert tables.offsets("RAW.TRADES") == trades
+        assert tables.offsets("STAGING.OHLCV_STREAM") == candles
+
+    return check
+
+
+def test_a_loader_killed_at_any_step_of_a_flush_lands_each_record_once(
+    tables: Any, start_loader: Callable[..., Any], feed: Callable[..., None], all_landed: Callable[..., None]
+) -> None:
+    for number, step in enumerate(STEPS):
+        feed(number * 40 + 1, number * 40 + 40)
+        loader = start_loader(tables, "--die-at", step)
+        assert loader.wait() == -signal.SIGKILL, f"{step}: {loader.log.read_text()}"
+    loader = start_loader(tables)
+    all_landed(tables)
+    loader.stop()
+
+
+@pytest.mark.parametrize("step", ["put", "compared", "copied"])
+def test_a_loader_that_wakes_up_after_another_took_over_lands_nothing_twice(
+    tables: Any,
+    start_loader: Callable[..., Any],
+    feed: Callable[..., None],
+    all_landed: Callable[..., None],
+    tmp_path: Path,
+    step: str,
+) -> None:
+    feed(1, 100)
+    told = tmp_path / "frozen"
+    frozen = start_loader(tables, "--freeze-at", step, "--tell", str(told))
+    eventually(told.exists, timeout=120)
+    taking_over = start_loader(tables)
+    all_landed(tables)
+    frozen.process.send_signal(signal.SIGCONT)
+    feed(101, 200)
+    all_landed(tables)
+    # Whichever of the two was last, nothing more may come.
+    frozen.process.send_signal(signal.SIGTERM)
+    frozen.wait()
+    all_landed(tables)
+    taking_over.stop()
+    all_landed(tables)
+
+
+def test_a_warehouse_that_dies_in_mid_transaction_is_waited_for(
+    own_warehouse: Any,
+    own_tables: Any,
+    start_loader: Callable[..., Any],
+    feed: Callable[..., None],
+    all_landed: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    feed(1, 100)
+    told = tmp_path / "frozen"
+    loader = start_loader(own_tables, "--freeze-at", "copied", "--tell", str(told))
+    eventually(told.exists, timeout=120)
+    own_warehouse.kill()
+    loader.process.send_signal(signal.SIGCONT)
+    eventually(lambda: '"ready": false' in loader.state(), timeout=120)
+    feed(101, 200)
+    eventually(lambda: "outside_away" in loader.log.read_text(), timeout=120)
+    own_warehouse.start()
+    all_landed(own_tables)
+    loader.wait_ready().stop()
+
+
+def test_a_loader_waits_for_a_warehouse_that_is_not_there_yet(
+    own_warehouse: Any,
+    own_tables: Any,
+    start_loader: Callable[..., Any],
+    feed: Callable[..., None],
+    all_landed: Callable[..., None],
+) -> None:
+    own_warehouse.kill(signal.SIGTERM)
+    feed(1, 40)
+    loader = start_loader(own_tables)
+    eventually(lambda: "warehouse_away" in loader.log.read_text(), timeout=120)
+    assert '"ready": false' in loader.state()
+    own_warehouse.start()
+    all_landed(own_tables)
+    loader.wait_ready().stop()
