@@ -4,10 +4,13 @@ Pure: records in, candles and notes out. Must never read a clock, or let a candl
 order of its own symbol's records; how much of the log is read again after a restart changes nothing.
 
 A symbol's ids are the truth. A window closes when a trade of a later one, or a watermark, passes its end. Ids
-that were skipped are a `Hole`: they may belong to any window from that of the trade before to that of the trade
-after, and each candle there names them as missing. A late trade in a hole splits it; the candles that this
-changes are stated again, one revision higher, when the symbol's next record in order (or the end of the hole)
-shows that the run of late trades is over.
+that were skipped may belong to any window from that of the trade before to that of the trade after; the candles
+of both name them as missing. A late trade goes into its window, out of these ranges, and narrows those of other
+windows: times follow ids. The candles that this changes are stated again, one revision higher, once the symbol's
+next record in order, or the end of the range, shows that the run of late trades is over.
+
+All that a restart needs to know of closed windows is in their candles; of the windows after the last candle, in
+the records from `pins` on. ``replay`` takes these in, knowing that their candles are out.
 """
 
 from __future__ import annotations
@@ -17,25 +20,23 @@ from decimal import Decimal, localcontext
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from marketflow_common.events import Bar, Candle, Event, Gap, IdRange, Trade, Watermark
+from marketflow_common.events import Bar, Candle, Event, IdRange, Trade, Watermark
 from marketflow_common.intervals import MINUTE, window_start
 from marketflow_common.numbers import EXACT
 
-from .folds import EMPTY, candle_of, flat_candle, fold_of, fold_of_candle, merge, own_ids
-from .windows import Closed, Hole, Window
+from .folds import EMPTY, candle_of, flat_candle, fold_of, merge
+from .windows import Closed, Window, without
 
-__all__ = ["DAY", "INTERVAL", "Candles", "Item", "Made", "Note"]
+__all__ = ["DAY", "INTERVAL", "PIN_RECORDS", "REACH", "Candles", "Item", "Made", "Note"]
 
 INTERVAL = "1m"
 DAY = 1440 * MINUTE
-SILENCE = DAY
-"""A symbol that comes back after this long starts anew: between, there may be anything."""
-REPAIR = DAY
-"""Holes older than this are no longer kept open for late trades."""
+"""How long things wait: after this long without a record a symbol starts anew and is not waited for by a restart,
+and a missing trade that is later than this is not taken any more."""
 REACH = 3 * MINUTE
 """Closed windows this recent can still take a trade whose time steps back."""
 PIN_RECORDS = 5_000_000
-"""An open window of a silent symbol holds back the committed offset by at most this much: 15 s of reading again."""
+"""A restart reads again at most this many records for the sake of a silent symbol: 15 s of work."""
 
 Item = tuple[int, int, Event]
 """Offset, append time in ms (unused here), event: the shape of a Kafka loop's Record."""
@@ -56,7 +57,7 @@ class Made(NamedTuple):
 
 
 class Candles:
-    """All symbols of one partition. Feed with ``restore`` (own output, in order), then ``process``."""
+    """All symbols of one partition. Feed with ``restore`` (own output, in order), ``replay``, then ``process``."""
 
     def __init__(self, floor: int = 0) -> None:
         self.floor = floor
@@ -66,6 +67,7 @@ class Candles:
         )
         self.notes: list[Note] = []
         self.made: list[Candle] = []
+        self.replaying = False
         self._series: dict[str, Series] = {}
         self._restored: dict[str, dict[int, tuple[Candle, Candle, int]]] = {}
         self._pins: tuple[int | None, int | None] | None = None
@@ -75,6 +77,14 @@ class Candles:
         known = self._restored.setdefault(candle.symbol, {})
         _, first, first_offset = known.get(candle.open_time, (candle, candle, offset))
         known[candle.open_time] = (candle, first, first_offset)
+
+    def replay(self, items: Iterable[Item]) -> None:
+        """Take in records again whose candles are out already, for the windows that were open after them."""
+        self.replaying = True
+        counts, notes = dict(self.counts), len(self.notes)
+        self.process(items)
+        self.counts, self.replaying = counts, False
+        del self.notes[notes:]
 
     def process(self, items: Iterable[Item]) -> list[Made]:
         """Take records in, in order; return the candles that they close or change, in order."""
@@ -98,7 +108,7 @@ class Candles:
                 elif kind is Watermark:
                     one.watermark(item[0], event)
                 else:
-                    one.gap(event)
+                    one.gap()
                 if made:
                     out += [Made(candle, item) for candle in made]
                     made.clear()
@@ -111,17 +121,14 @@ class Candles:
     def pins(self, next_offset: int) -> tuple[int, int | None]:
         """Lowest input offset and lowest output offset that a restart needs (None: no output yet)."""
         if self._pins is None:
-            alive = [s for s in self._series.values() if s.frontier is not None]
-            horizon = max((s.frontier for s in alive if s.frontier is not None), default=0) - DAY
-            awake = [s for s in alive if s.frontier is not None and s.frontier >= horizon]
+            known = [(s, s.frontier) for s in self._series.values()]
+            horizon = max((f for _, f in known if f is not None), default=0) - DAY
+            awake = [s for s, f in known if f is not None and f >= horizon]
             inputs = [p for s in awake if (p := s.input_pin()) is not None]
             outputs = [p for s in awake if (p := s.output_pin()) is not None]
             self._pins = (min(inputs, default=None), min(outputs, default=None))
         needed, output = self._pins
-        if needed is not None and next_offset - needed > PIN_RECORDS:
-            inputs = [p for s in self._series.values() if (p := s.input_pin()) is not None]
-            needed = min((p for p in inputs if next_offset - p <= PIN_RECORDS), default=None)
-        return (next_offset if needed is None else needed), output
+        return (next_offset if needed is None else max(needed, next_offset - PIN_RECORDS)), output
 
     def located(self, candle: Candle, offset: int) -> None:
         """The output record of a candle has got this offset."""
@@ -146,17 +153,14 @@ class Series:
     def _forget(self) -> None:
         self.next_id: int | None = None
         self.window: Window | None = None
-        self.closed = 0
-        self.close: Decimal | None = None
-        self.stated: int | None = None  # open time of the latest stated window
-        self.holes: list[Hole] = []
+        self.closed = 0  # all windows before are closed
+        self.stated: int | None = None  # open time of the latest window with a candle
         self.kept: dict[int, Closed] = {}
+        self.cut_close: Decimal | None = None  # last price of the cut first window, until a candle is stated
         self.amended: set[int] = set()
-        self.finals: list[IdRange] = []
-        self.replay_until = -1
         self.start_offset: int | None = None  # first record, until a candle is stated
         self.amended_offset: int | None = None
-        self.proof_offset: int | None = None  # a watermark that bounds a hole, until a later candle shows it
+        self.proof_offset: int | None = None  # what says where the last ids belong, until a later candle shows it
         self.book.changed()
 
     # --- records -------------------------------------------------------------------------------------
@@ -191,97 +195,96 @@ class Series:
     def watermark(self, offset: int, mark: Watermark) -> None:
         """Everything before ``through`` is out: windows up to there are closed, flat ones included."""
         self.book.changed()
-        ahead = self.frontier is not None and mark.through - self.frontier > SILENCE
-        if ahead or (self.window is not None and self.window.cut and mark.last_trade_id >= (self.next_id or 0)):
-            self._start_anew("a watermark far ahead" if ahead else "trades missing in its first window")
+        if self.frontier is None:
+            return
+        missing = self._missing_before(mark.last_trade_id + 1)
+        if mark.through - self.frontier > DAY:
+            self._start_anew("silent for more than a day")
+        elif missing and self.window is not None and self.window.cut:
+            self._start_anew("trades are missing in the first window")
         if self.next_id is None:
             return
         self._flush()
-        if mark.last_trade_id >= self._expected():
-            self._add_hole(mark.last_trade_id, mark.through - MINUTE, shared=False)
-            self.close = None
-            if self.proof_offset is None:
-                self.proof_offset = offset
+        stated = self.stated
+        if missing:
+            self.next_id = mark.last_trade_id + 1
+            last = self.kept[self.stated] if self.stated is not None else None
+            if self.window is not None:
+                self.window.missing += missing
+            elif last is not None and last.highest < mark.last_trade_id:
+                lo = last.after[0] if last.after is not None else max(missing[0][0], last.highest + 1)
+                last.after = (lo, mark.last_trade_id)
         if mark.through > self.closed:
             if self.window is not None and self.window.end <= mark.through:
                 self._close_window()
             if self.window is None:
                 self._pass_over(mark.through)
+        if missing and (self.proof_offset is None or self.stated != stated):
+            self.proof_offset = offset
         self._compare(mark)
 
-    def gap(self, gap: Gap) -> None:
-        """Ids that could not be had. The jump of the ids says so by itself; new is only that nobody tries again."""
+    def gap(self) -> None:
+        """Ids that could not be had: the jump of the ids says so by itself, whether or not anybody tries again."""
         self.book.counts["gaps"] += 1
-        self.book.changed()
-        if self.next_id is None:
-            return
         self._flush()
-        if gap.final:
-            for hole in self.holes:
-                hole.final = hole.final or (gap.first_trade_id <= hole.lo and hole.hi <= gap.last_trade_id)
-            if gap.last_trade_id >= self.next_id:
-                self.finals = [r for r in self.finals if r[1] >= self.next_id]
-                self.finals.append((gap.first_trade_id, gap.last_trade_id))
 
     def _unusual(self, offset: int, trade: Trade) -> None:
         self.book.changed()
         at, trade_id = window_start(trade.traded_at), trade.trade_id
-        if self.frontier is None:
+        if self.next_id is None or self.frontier is None:
             self._begin(offset, trade, at)
             return
-        expected = self._expected()
-        if trade_id < expected:
+        if trade_id < self.next_id:
             self._old(offset, trade, at)
             return
-        contiguous = trade_id == expected
-        if at - self.frontier > SILENCE:
+        missing = self._missing_before(trade_id)
+        if at - self.frontier > DAY:
             self._start_anew("silent for more than a day")
-        elif not contiguous and self.window is not None and self.window.cut:
+        elif missing and self.window is not None and self.window.cut:
             self._start_anew("trades are missing in the first window")
         if self.next_id is None:
             self._begin(offset, trade, at)
             return
-        back = at < self.closed
-        if self.amended and not (back and contiguous):
+        if self.amended and (missing or at >= self.closed):
             self._flush()
-        if not contiguous:
-            self._add_hole(trade_id - 1, at, shared=True)
-        self.next_id = trade_id + 1
         window = self.window
-        if back:
+        if missing:
+            self._note("gap_seen", first_trade_id=missing[0][0], last_trade_id=missing[0][1])
+            if window is not None:
+                window.missing += missing
+        if at < self.closed:
             self._step_back(offset, trade, at)
         elif window is not None and at < window.end:
             window.load(merge(window.fold(), fold_of(trade)))
         else:
             self._close_window()
-            if contiguous:
+            if not missing:
                 self._pass_over(at)
-            self._open(offset, trade, at)
+            self._open(offset, trade, at, missing)
+        self.next_id = trade_id + 1
 
     def _old(self, offset: int, trade: Trade, at: int) -> None:
         """An id that lies behind: a late trade, one that a restart reads again, or a duplicate."""
-        hole = next((h for h in self.holes if h.lo <= trade.trade_id <= h.hi), None)
-        if hole is not None:
-            self._late(offset, trade, at, hole)
-        elif self.next_id is not None and trade.trade_id >= self.next_id and at >= self.closed:
-            # Only after a restart, where times stepped back: the id is lower than some of closed windows, but
-            # the trade itself is of a window that is still open.
-            self.next_id = trade.trade_id + 1
-            if self.window is not None and at < self.window.end:
-                self.window.load(merge(self.window.fold(), fold_of(trade)))
+        window = self.window
+        if self._late(offset, trade, at):
+            return
+        if self.book.replaying and at >= self.closed and (window is None or trade.trade_id > window.last_id):
+            # Times have stepped back: a closed window holds a higher id, but this trade's window has no candle yet.
+            if window is None:
+                self._open(offset, trade, at, [])
             else:
-                self._close_window()
-                self._open(offset, trade, at)
-        else:
-            self.book.counts["duplicates"] += 1
+                window.load(merge(window.fold(), fold_of(trade)))
+            return
+        self.book.counts["duplicates"] += 1
 
     # --- windows -------------------------------------------------------------------------------------
 
     def _begin(self, offset: int, trade: Trade, at: int) -> None:
         """The first trade ever (or anew): nothing proves that its window starts with it."""
+        self._open(offset, trade, at, [])
+        assert self.window is not None
+        self.window.cut = True
         self.start_offset = offset
-        self.closed = at
-        self.window = Window(at, offset, True, fold_of(trade))
         self.next_id = trade.trade_id + 1
 
     def _start_anew(self, reason: str) -> None:
@@ -289,63 +292,63 @@ class Series:
             self._note("cut", open_time=self.window.start, reason=reason)
         self._forget()
 
-    def _open(self, offset: int, trade: Trade, at: int) -> None:
-        self.window = Window(at, offset, False, fold_of(trade))
-        self.closed, self.close = at, None
+    def _open(self, offset: int, trade: Trade, at: int, missing: list[IdRange]) -> None:
+        self.window = Window(at, offset, False, missing, fold_of(trade))
+        self.closed = at
 
     def _close_window(self) -> None:
         window, self.window = self.window, None
         if window is None:
             return
         self.closed = window.end
-        # Its last id may be missing; then the price at its end is not known.
-        unknown = any(h.left <= window.start <= h.right and h.lo > window.last_id for h in self.holes)
-        self.close = None if unknown else window.close
         if window.cut:
+            self.cut_close = window.close
             self._note("cut", open_time=window.start, reason="nothing proves where its first trade is")
             return
-        self.kept[window.start] = Closed(window.fold(), None, -1, self.book.floor)
+        self.kept[window.start] = Closed(window.fold(), window.missing, self.book.floor)
         self._state(window.start)
-        self._prune()
 
     def _pass_over(self, end: int) -> None:
-        """No trade from ``closed`` to ``end``: flat candles, if the price is known."""
-        if self.close is None:
-            if self.next_id is not None and end > self.closed:
-                for hole in self.holes:
-                    if hole.hi == self.next_id - 1 and not hole.shared:
-                        hole.right = max(hole.right, end - MINUTE)
-        else:
-            assert self.next_id is not None
+        """No trade from ``closed`` to ``end``: flat candles, if the last price is known."""
+        assert self.next_id is not None
+        last = self.kept[self.stated] if self.stated is not None else None
+        price = self.cut_close
+        if last is not None:
+            price = last.close if last.highest == last.last_id and last.after is None else None
+        if price is not None and not self.book.replaying:
             for at in range(self.closed, end, MINUTE):
-                self.kept[at] = Closed(EMPTY, (self.close, self.next_id - 1), -1, self.book.floor)
-                self.closed = at + MINUTE
-                self.book.counts["flat"] += 1
+                self._flat(at, price, self.next_id - 1)
                 self._state(at)
-                self._prune()
         self.closed = max(self.closed, end)
 
+    def _flat(self, at: int, price: Decimal, last_id: int) -> None:
+        self.kept[at] = Closed(EMPTY, [], self.book.floor, flat=(price, last_id))
+        self.book.counts["flat"] += 1
+
     def _state(self, at: int) -> None:
-        """Publish what is known of a closed window, if that is news."""
+        """Publish what is known of a closed window, if that is news.
+
+        A first statement that comes after those of later windows has revision 1: nobody could have acted on it.
+        """
         closed = self.kept[at]
-        revision = closed.revision + 1
+        latest = self.stated is None or at > self.stated
+        revision = (0 if latest else 1) if closed.stated is None else closed.stated.revision + 1
         if closed.fold.trade_count:
-            missing = tuple((h.lo, h.hi) for h in self.holes if h.left <= at <= h.right)
-            candle = candle_of(closed.fold, self.symbol, INTERVAL, at, missing, revision)
+            candle = candle_of(closed.fold, self.symbol, INTERVAL, at, tuple(closed.missing), revision)
         else:
             assert closed.flat is not None
             candle = flat_candle(self.symbol, INTERVAL, at, *closed.flat, revision)
         if closed.stated is not None and _same(candle, closed.stated):
             return
-        closed.stated, closed.revision = candle, revision
+        closed.whole = closed.whole or (closed.stated is None and latest)
+        closed.stated, self.start_offset = candle, None
         self.book.made.append(candle)
-        self.start_offset = None
-        if revision:
-            self.book.counts["revised"] += 1
-        if self.stated is None or at > self.stated:
+        self.book.counts["revised"] += revision > 0
+        if latest:
             self.stated = at
-            if own_ids(candle)[1] == candle.last_trade_id:
+            if closed.highest == closed.last_id == (self.next_id or 0) - 1:
                 self.proof_offset = None
+            self._prune()
 
     def _flush(self) -> None:
         """State again what late trades have changed."""
@@ -356,98 +359,132 @@ class Series:
 
     def _prune(self) -> None:
         """Forget closed windows that nothing can change any more."""
-        if len(self.kept) <= REACH // MINUTE and not self.holes:
+        if len(self.kept) <= REACH // MINUTE:
             return
-        open_holes = [h for h in self.holes if not h.final and h.right >= self.closed - REPAIR]
-        recent = self.closed - REACH
-        for at in [at for at in self.kept if at < recent and at != self.stated and at not in self.amended]:
-            if not any(h.left <= at <= h.right or h.prev == at for h in open_holes):
+        assert self.stated is not None
+        order = sorted(self.kept)
+        waiting = self.stated - DAY
+        needed = {at for at in order if at > self.stated - REACH} | self.amended
+        for at in order:
+            if at >= waiting and (self.kept[at].missing or self.kept[at].after):
+                needed.add(at)
+        for at, after in pairwise(order):
+            # Neighbours of an open edge: they tell the price and the end of flat windows between.
+            a, b = self.kept[at], self.kept[after]
+            if (at in needed and (a.after or a.highest > a.last_id)) or (after in needed and b.lowest < b.first_id):
+                needed |= {at, after}
+        covered = False
+        for at in reversed(order):
+            # What lies after a candle can be told only if no candle between is out of sight.
+            if covered or (at in needed and self.kept[at].after is not None):
+                needed.add(at)
+                covered = not self.kept[at].whole
+        for at in order:
+            if at not in needed:
                 del self.kept[at]
-        self.holes = [
-            hole
-            for hole in self.holes
-            if hole in open_holes or hole.right >= self.closed or any(hole.left <= a <= hole.right for a in self.kept)
-        ]
 
     # --- what is missing, and what comes late ---------------------------------------------------------
 
-    def _expected(self) -> int:
+    def _missing_before(self, trade_id: int) -> list[IdRange]:
         assert self.next_id is not None
-        return max(self.next_id, self.replay_until + 1)
+        return [(self.next_id, trade_id - 1)] if trade_id > self.next_id else []
 
-    def _add_hole(self, hi: int, at: int, *, shared: bool) -> None:
-        """Ids from the expected one to ``hi`` are missing; ``at`` is the last window that they may belong to."""
-        lo = self._expected()
-        self.next_id = hi + 1
-        left, prev = self.closed, (self.stated if self.window is None else self.window.start)
-        last = None if self.window is not None or self.stated is None else self.kept[self.stated].stated
-        if last is not None and last.last_trade_id >= lo:
-            # Read again after a restart: the last candle has named these ids already, and knows which it still misses.
-            here = last.open_time
-            if shared:
-                self._insert(Hole(lo, min(hi, last.last_trade_id), here, max(here, at), here, True, False))
-                lo, left, prev = last.last_trade_id + 1, at, at
-            else:
-                left = prev = here
-        if lo <= hi:
-            final = any(a <= lo and hi <= b for a, b in self.finals)
-            self._insert(Hole(lo, hi, left, max(left, at), prev, shared, final))
-            self._note("gap_seen", first_trade_id=lo, last_trade_id=hi)
-
-    def _insert(self, hole: Hole) -> None:
-        self.holes.append(hole)
-        self.holes.sort(key=lambda h: h.lo)
-
-    def _late(self, offset: int, trade: Trade, at: int, hole: Hole) -> None:
-        """A missing trade has come: into its window, and out of the hole."""
-        self.book.counts["late"] += 1
-        at = min(max(at, hole.left), hole.right)
-        self._amend(offset, *(a for a in self.kept if hole.left <= a <= hole.right))
-        if self.window is not None and at == self.window.start:
-            self.window.load(merge(self.window.fold(), fold_of(trade)))
+    def _late(self, offset: int, trade: Trade, at: int) -> bool:
+        """Take in a trade that was missing; False: it was not."""
+        trade_id, window = trade.trade_id, self.window
+        ranges: dict[int, IdRange] = {}
+        for start, closed in self.kept.items():
+            for lo, hi in closed.missing:
+                if lo <= trade_id <= hi:
+                    ranges[start] = (lo, hi)
+        if window is not None:
+            for lo, hi in window.missing:
+                if lo <= trade_id <= hi:
+                    ranges[window.start] = (lo, hi)
+        order = [*sorted(self.kept), *([] if window is None else [window.start])]
+        before = next((a for a in self.kept if (r := self.kept[a].after) and r[0] <= trade_id <= r[1]), None)
+        if before is not None:
+            held = self.kept[before].after
+            assert held is not None
+            after = next((a for a in order if a > before), self.closed)
+            first, last, lo, hi = before + MINUTE, after - MINUTE, *held
+        elif ranges:
+            first, last = min(ranges), max(ranges)
+            lo, hi = min(r[0] for r in ranges.values()), max(r[1] for r in ranges.values())
+            if lo == self._lowest(first):
+                first = max((a for a in order if a < first), default=first - MINUTE) + MINUTE
+            if last in self.kept and hi == self.kept[last].highest:
+                last = min((a for a in order if a > last), default=self.closed) - MINUTE
         else:
+            return False
+        self.book.counts["late"] += 1
+        at = min(max(at, first), last)
+        lefts, rights = set(), set()  # windows with an open edge there
+        for start, (a, b) in ranges.items():
+            part: Closed | Window = window if window is not None and start == window.start else self.kept[start]
+            if a == part.lowest:
+                lefts.add(start)
+            if b == getattr(part, "highest", None):
+                rights.add(start)
+            part.missing = without(part.missing, trade_id, below=at >= start, above=at <= start)
+            if part is not window:
+                self._amend(offset, start)
+        if before is not None:
+            self.kept[before].after = None
+            rights.add(before)
+        if window is not None and at == window.start:
+            window.load(merge(window.fold(), fold_of(trade)))
+        else:
+            if at not in self.kept:
+                self.kept[at] = new = Closed(EMPTY, without([(lo, hi)], trade_id), self.book.floor)
+                prev = self.kept.get(max((a for a in order if a < at), default=at))
+                if prev is not None and prev.after is not None and prev.after[0] > trade_id:
+                    new.after, prev.after = prev.after, None
+                lefts.add(at)
+                rights.add(at)
+            self.kept[at].fold = merge(self.kept[at].fold, fold_of(trade))
             self._amend(offset, at)
-            closed = self.kept.setdefault(at, Closed(EMPTY, None, 0, self.book.floor))
-            closed.fold = merge(closed.fold, fold_of(trade))
-            if trade.trade_id + 1 == self.next_id:
-                self.close = trade.price
-        self.holes.remove(hole)
-        trade_id = trade.trade_id
-        for part in (
-            Hole(hole.lo, trade_id - 1, hole.left, at, hole.prev, True, hole.final),
-            Hole(trade_id + 1, hole.hi, at, hole.right, at, hole.shared, hole.final),
-        ):
-            if part.lo <= part.hi:
-                self._insert(part)
-            else:
-                self._resolved(part, offset)
-        if not any(h.left <= a <= h.right for h in self.holes for a in self.amended):
+        self._fill_flat(offset, lefts, rights)
+        if not any(self.kept[a].missing for a in self.amended):
             self._flush()
+        return True
 
-    def _resolved(self, hole: Hole, offset: int) -> None:
-        """No id is missing between two trades: the windows between them were without trades."""
-        before = self.kept.get(hole.prev) if hole.prev is not None else None
-        start = hole.left + MINUTE if hole.prev == hole.left else hole.left
-        end = hole.right if hole.shared else hole.right + MINUTE
-        for at in range(start, min(end, self.closed), MINUTE):
-            if before is not None and at not in self.kept:
-                self.kept[at] = Closed(EMPTY, (before.close, hole.lo - 1), 0, self.book.floor)
-                self.book.counts["flat"] += 1
-                self._amend(offset, at)
+    def _lowest(self, start: int) -> int:
+        return self.kept[start].lowest if start in self.kept else self.window.lowest if self.window else 0
+
+    def _fill_flat(self, offset: int, lefts: set[int], rights: set[int]) -> None:
+        """Where no id is missing any more between two windows, the windows between them were without trades."""
+        order = [*sorted(self.kept), self.closed]
+        for at, after in pairwise(order):
+            if at not in rights and after not in lefts:
+                continue
+            closed = self.kept[at]
+            if after in self.kept:
+                lowest, first = self.kept[after].lowest, self.kept[after].first_id
+            elif self.window is not None:
+                lowest, first = self.window.lowest, self.window.first_id
+            else:
+                lowest = first = self.next_id or 0
+            if closed.last_id == closed.highest and not closed.after and closed.last_id + 1 == lowest == first:
+                for flat in range(at + MINUTE, after, MINUTE):
+                    self._flat(flat, closed.close, closed.last_id)
+                    self._amend(offset, flat)
 
     def _step_back(self, offset: int, trade: Trade, at: int) -> None:
         """An id in sequence whose time lies in a closed window: klines go by the time."""
         closed = self.kept.get(at)
         if closed is None:
+            if self.proof_offset is None:
+                self.proof_offset = offset
             self._note("stranded", trade_id=trade.trade_id, traded_at=trade.traded_at, closed_through=self.closed)
             return
         self.book.counts["late"] += 1
         closed.fold = merge(closed.fold, fold_of(trade))
         self._amend(offset, at)
 
-    def _amend(self, offset: int, *windows: int) -> None:
-        self.amended.update(windows)
-        if self.amended and self.amended_offset is None:
+    def _amend(self, offset: int, at: int) -> None:
+        self.amended.add(at)
+        if self.amended_offset is None:
             self.amended_offset = offset
 
     # --- restart -------------------------------------------------------------------------------------
@@ -456,61 +493,26 @@ class Series:
     def restored(cls, symbol: str, book: Candles, candles: dict[int, tuple[Candle, Candle, int]]) -> Series:
         """The state that the published candles tell: of each window the last and the first record, and its offset."""
         one = cls(symbol, book)
-        ordered = []
-        for at in sorted(candles):
-            candle, first, offset = candles[at]
-            flat = None if candle.trade_count else (candle.close, candle.last_trade_id)
-            one.kept[at] = closed = Closed(fold_of_candle(candle), flat, candle.revision, offset)
-            closed.stated, closed.exact, closed.whole = candle, True, first.revision == 0
-            ordered.append(candle)
-        last = ordered[-1]
-        one.stated, one.closed, one.close = last.open_time, last.close_time + 1, last.close
-        # Missing ids at the very end stay undecided: the record that showed them is read again.
-        one.next_id = own_ids(last)[1] + 1
-        uneven = [c for c in ordered if _uneven(c)]
-        if uneven:
-            # Times stepped back: which ids between are of windows still open, the trades' times will tell.
-            one.replay_until = max(c.last_trade_id for c in ordered)
-            one.next_id = min(one.next_id, *(c.first_trade_id for c in uneven))
-        one._restore_holes(ordered, infer=not uneven)
+        one.kept = {at: Closed.restored(*candles[at]) for at in sorted(candles)}
+        one.stated = max(one.kept)
+        one.closed = one.stated + MINUTE
+        # Missing ids after the last trade are met again: the record that showed them is replayed.
+        one.next_id = max(closed.last_id for closed in one.kept.values()) + 1
+        if not any(closed.uneven for closed in one.kept.values()):
+            covered = False
+            for at, after in pairwise(one.kept):
+                # Ids missing in whole windows are in no candle; they show between two that follow one another.
+                lo, hi = one.kept[at].highest + 1, one.kept[after].lowest - 1
+                covered = covered or one.kept[at].whole
+                if covered and lo <= hi and at + MINUTE < after < at + DAY:
+                    one.kept[at].after = (lo, hi)
         one._prune()
         return one
-
-    def _restore_holes(self, ordered: list[Candle], infer: bool) -> None:
-        places: dict[IdRange, list[int]] = {}
-        for i, candle in enumerate(ordered):
-            for missing in candle.missing:
-                places.setdefault(missing, []).append(i)
-        for (lo, hi), at in places.items():
-            a, b = ordered[at[0]], ordered[at[-1]]
-            before = ordered[at[0] - 1] if at[0] else None
-            after = ordered[at[-1] + 1] if b is not ordered[-1] else None
-            left, right = a.open_time, b.open_time
-            prev: int | None = left
-            if a.first_trade_id == lo:
-                prev = None
-                if before is not None and before.last_trade_id == lo - 1:
-                    prev, left = before.open_time, before.close_time + 1
-            shared = hi < b.last_trade_id
-            if not shared:
-                if after is None:
-                    continue  # undecided
-                if after.first_trade_id == hi + 1:
-                    right = after.open_time - MINUTE
-            self._insert(Hole(lo, hi, left, right, prev, shared, False))
-        for before, after in pairwise(ordered):
-            # A hole that filled whole windows is in no candle; it shows between two that follow one another.
-            lo, hi = before.last_trade_id + 1, after.first_trade_id - 1
-            start, end = before.close_time + 1, after.open_time - MINUTE
-            if infer and lo <= hi and start <= end < start + SILENCE and self.kept[before.open_time].whole:
-                self._insert(Hole(lo, hi, start, end, before.open_time, False, False))
 
     @property
     def frontier(self) -> int | None:
         """How far in time the symbol has come; None: nothing is known of it."""
-        if self.next_id is None:
-            return None
-        return self.closed if self.window is None else self.window.start
+        return None if self.next_id is None else self.closed
 
     def input_pin(self) -> int | None:
         """Lowest input offset that a restart needs for this symbol."""
@@ -560,9 +562,3 @@ class Series:
 def _same(a: Candle, b: Candle) -> bool:
     """Whether two statements differ in nothing but their revision."""
     return all(getattr(a, f) == getattr(b, f) for f in a.__struct_fields__ if f != "revision")
-
-
-def _uneven(candle: Candle) -> bool:
-    """Whether ids of other windows lie between its own: times of its trades have stepped back."""
-    missing = sum(hi - lo + 1 for lo, hi in candle.missing)
-    return candle.last_trade_id - candle.first_trade_id + 1 - missing != candle.trade_count

@@ -23,8 +23,8 @@ _log = logs.get("aggregator")
 class CandleLane:
     """A lane (see marketflow_common.kafka.transform.Lane) from trades to candles.
 
-    Committed is the offset of the first record still needed: the oldest first trade of an open window. Mark
-    ``out_from``: the oldest own candle still needed (each symbol's last ones, and those with missing trades).
+    Mark ``in_from``: the first trade of the oldest open window, which a restart reads again. Mark ``out_from``:
+    the oldest own candle still needed (each symbol's last ones, and those with missing trades).
     """
 
     def __init__(self, partition: int, output_end: int) -> None:
@@ -38,7 +38,8 @@ class CandleLane:
         self._candles.restore(record.offset, record.event)
 
     def restore_input(self, record: Record) -> None:
-        """Nothing: what is needed of the input lies behind the committed offset."""
+        """A record whose candles are out, for the windows that were open after it."""
+        self._candles.replay((record,))
 
     def process(self, records: Sequence[Record]) -> list[Event]:
         """Records in, candles out."""
@@ -54,8 +55,9 @@ class CandleLane:
 
     def position(self, next_offset: int) -> Committed:
         """See the class."""
-        needed, out_from = self._candles.pins(next_offset)
-        return Committed(needed, {} if out_from is None else {"out_from": out_from})
+        in_from, out_from = self._candles.pins(next_offset)
+        marks = {"in_from": in_from} if in_from < next_offset else {}
+        return Committed(next_offset, marks if out_from is None else marks | {"out_from": out_from})
 
     def delivered(self, offsets: Sequence[int]) -> None:
         """The candles of the last ``process`` have got these offsets."""

@@ -1,4 +1,4 @@
-"""The parts of a symbol's state: an open window, a closed one that may still change, and a hole in the ids.
+"""The parts of a symbol's state: an open window, and a closed one that may still change.
 
 Plain data; what happens to them is in candles.py. Must never do I/O or read a clock.
 """
@@ -7,68 +7,117 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from marketflow_common.events import Candle
+from marketflow_common.events import Candle, IdRange
 from marketflow_common.intervals import MINUTE
 
-from .folds import Fold
+from .folds import EMPTY, Fold, fold_of_candle
 
-__all__ = ["Closed", "Hole", "Window"]
+__all__ = ["Closed", "Window", "without"]
 
 
 class Window:
-    """An open window's running totals, in order of ids. ``cut``: nothing proves that its first trade is known."""
+    """An open window's running totals, in order of ids. ``cut``: nothing proves that its first trade is known.
+
+    ``missing``: ids that may belong to it and have not been seen. ``offset``: of the record that opened it.
+    """
 
     __slots__ = (
-        "close", "count", "cut", "end", "first_id", "high", "last_id", "low", "offset", "open", "quote", "start",
-        "taker", "taker_quote", "volume",
+        "close", "count", "cut", "end", "first_id", "high", "last_id", "low", "missing", "offset", "open", "quote",
+        "start", "taker", "taker_quote", "volume",
     )  # fmt: skip
 
-    def __init__(self, start: int, offset: int, cut: bool, fold: Fold) -> None:
-        self.start, self.end, self.offset, self.cut = start, start + MINUTE, offset, cut
+    def __init__(self, start: int, offset: int, cut: bool, missing: list[IdRange], fold: Fold) -> None:
+        self.start, self.end, self.offset, self.cut, self.missing = start, start + MINUTE, offset, cut, missing
         self.load(fold)
 
     def load(self, fold: Fold) -> None:
+        """Take over totals."""
         (
             self.first_id, self.last_id, self.open, self.high, self.low, self.close, self.volume, self.quote,
             self.count, self.taker, self.taker_quote,
         ) = fold  # fmt: skip
 
     def fold(self) -> Fold:
+        """The totals."""
         return Fold(
             self.first_id, self.last_id, self.open, self.high, self.low, self.close, self.volume, self.quote,
             self.count, self.taker, self.taker_quote,
         )  # fmt: skip
 
-
-class Hole:
-    """Missing ids ``lo`` to ``hi``, which belong to windows ``left`` to ``right`` (open times, inclusive).
-
-    ``prev`` is the window of the trade ``lo - 1``: ``left`` itself, or an earlier one when a watermark proved the
-    windows between. ``shared``: the trade ``hi + 1`` lies in ``right``.
-    """
-
-    __slots__ = ("final", "hi", "left", "lo", "prev", "right", "shared")
-
-    def __init__(self, lo: int, hi: int, left: int, right: int, prev: int | None, shared: bool, final: bool) -> None:
-        self.lo, self.hi, self.left, self.right = lo, hi, left, right
-        self.prev, self.shared, self.final = prev, shared, final
+    @property
+    def lowest(self) -> int:
+        """Lowest id that it holds or may hold."""
+        return min(self.first_id, self.missing[0][0]) if self.missing else self.first_id
 
 
 class Closed:
-    """A closed window that may still change: its totals and its last statement.
+    """A closed window that may still change: its totals, what it may miss, and its last statement.
 
+    ``after``: ids that are missing in windows between it and the next candle, and in neither of the two.
     ``offset``: no later than the output record of its first known statement (``exact``: that record's own).
-    ``whole``: all its statements are known.
+    ``whole``: that was made before any of a later window, so those of all later windows are known, too.
     """
 
-    __slots__ = ("exact", "flat", "fold", "offset", "revision", "stated", "whole")
+    __slots__ = ("after", "exact", "flat", "fold", "missing", "offset", "stated", "whole")
 
-    def __init__(self, fold: Fold, flat: tuple[Decimal, int] | None, revision: int, offset: int) -> None:
-        self.fold, self.flat, self.revision, self.offset = fold, flat, revision, offset
+    def __init__(
+        self, fold: Fold, missing: list[IdRange], offset: int, flat: tuple[Decimal, int] | None = None
+    ) -> None:
+        self.fold, self.missing, self.flat, self.offset = fold, missing, flat, offset
+        self.after: IdRange | None = None
         self.stated: Candle | None = None
-        self.exact, self.whole = False, revision < 0
+        self.exact = self.whole = False
+
+    @classmethod
+    def restored(cls, candle: Candle, first: Candle, offset: int) -> Closed:
+        """From the last and the first statement, and the offset of the first."""
+        flat = None if candle.trade_count else (candle.close, candle.last_trade_id)
+        closed = cls(fold_of_candle(candle) if flat is None else EMPTY, list(candle.missing), offset, flat)
+        closed.stated = candle
+        closed.exact, closed.whole = True, first.revision == 0
+        return closed
+
+    @property
+    def first_id(self) -> int:
+        """First id it holds; one more than ``last_id`` where it holds none."""
+        return self.flat[1] + 1 if self.flat is not None and not self.fold.trade_count else self.fold.first_id
+
+    @property
+    def last_id(self) -> int:
+        """Last id it holds, or the last one before it."""
+        return self.flat[1] if self.flat is not None and not self.fold.trade_count else self.fold.last_id
+
+    @property
+    def lowest(self) -> int:
+        """Lowest id that it holds or may hold."""
+        return min(self.first_id, self.missing[0][0]) if self.missing else self.first_id
+
+    @property
+    def highest(self) -> int:
+        """Highest id that it holds or may hold."""
+        return max(self.last_id, self.missing[-1][1]) if self.missing else self.last_id
 
     @property
     def close(self) -> Decimal:
         """Price of its last trade, or of the last one before it."""
-        return self.fold.close if self.fold.trade_count or self.flat is None else self.flat[0]
+        return self.flat[0] if self.flat is not None and not self.fold.trade_count else self.fold.close
+
+    @property
+    def uneven(self) -> bool:
+        """Whether ids of other windows lie between its own: times of trades have stepped back."""
+        missing = sum(hi - lo + 1 for lo, hi in self.missing)
+        return self.highest - self.lowest + 1 - missing != self.fold.trade_count
+
+
+def without(ranges: list[IdRange], trade_id: int, *, below: bool = True, above: bool = True) -> list[IdRange]:
+    """The ranges without the id; of the range that held it only what lies below, or above, if so wanted."""
+    rest = []
+    for lo, hi in ranges:
+        if not lo <= trade_id <= hi:
+            rest.append((lo, hi))
+            continue
+        if below and lo < trade_id:
+            rest.append((lo, trade_id - 1))
+        if above and trade_id < hi:
+            rest.append((trade_id + 1, hi))
+    return rest

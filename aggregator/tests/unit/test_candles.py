@@ -1,0 +1,228 @@
+"""The rules of the candles' core, one small log each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal, Inexact
+from typing import Any
+
+import pytest
+from marketflow_aggregator import candles as core
+from marketflow_aggregator.candles import Candles, Made
+from marketflow_common import codec
+from marketflow_common.events import Bar, Candle, Event, Gap, Kline, Trade, Watermark
+from marketflow_common.intervals import MINUTE
+
+T0 = 1_723_161_240_000_000
+BEFORE = 10  # the trade before the first whole minute has this id
+
+
+def trade(
+    trade_id: int, minutes: float, price: str = "10", qty: str = "1", maker: bool = False, symbol: str = "S"
+) -> Trade:
+    at = T0 + round(minutes * MINUTE)
+    return Trade("sim", symbol, trade_id, Decimal(price), Decimal(qty), maker, at, at)
+
+
+def mark(minute: int, last_id: int, kline: Kline | None = None, symbol: str = "S") -> Watermark:
+    zero = Decimal(0)
+    start = T0 + (minute - 1) * MINUTE
+    some = Kline(start, start + MINUTE - 1, zero, zero, zero, zero, zero, zero, 0, zero, zero, -1, -1)
+    return Watermark("sim", symbol, start + MINUTE, last_id, kline or some)
+
+
+def begin() -> Trade:
+    """The one trade before minute 1 that proves where it begins."""
+    return trade(BEFORE, 0.9)
+
+
+def feed(book: Candles, *events: Event, offset: int = 0) -> list[Candle]:
+    return [made.candle for made in book.process([(offset + i, 0, e) for i, e in enumerate(events)])]
+
+
+def brief(candles: Sequence[Candle]) -> list[tuple[Any, ...]]:
+    """Minute, own trades, bounds, missing, revision."""
+    return [
+        ((c.open_time - T0) // MINUTE, c.trade_count, c.first_trade_id, c.last_trade_id, c.missing, c.revision)
+        for c in candles
+    ]
+
+
+def test_a_candle_is_the_exchanges_kline_to_the_last_digit() -> None:
+    made = feed(
+        Candles(),
+        begin(),
+        trade(11, 1.0, "2683.80000000", "0.00200000", maker=True),
+        trade(12, 1.5, "2684.10", "0.0345"),
+        trade(13, 1.9, "2683.5", "1"),
+        trade(14, 2.0),
+    )
+    assert [codec.encode(c).decode() for c in made] == [
+        '{"type":"candle","symbol":"S","interval":"1m","open_time":1723161300000000,"close_time":1723161359999999,'
+        '"open":"2683.80000000","high":"2684.10000000","low":"2683.50000000","close":"2683.50000000",'
+        '"volume":"1.03650000","quote_volume":"2781.46905000","trade_count":3,"taker_buy_volume":"1.03450000",'
+        '"taker_buy_quote_volume":"2776.10145000","first_trade_id":11,"last_trade_id":13,"missing":[],"revision":0}'
+    ]
+
+
+def test_a_first_window_without_proof_of_its_start_gives_no_candle() -> None:
+    book = Candles()
+    assert brief(feed(book, trade(5, 0.5), trade(6, 1.5), trade(7, 2.0))) == [(1, 1, 6, 6, (), 0)]
+    assert book.counts["cut"] == 1
+
+
+def test_a_hole_next_to_the_first_window_starts_the_symbol_anew() -> None:
+    made = feed(Candles(), trade(5, 0.5), trade(8, 1.5), trade(9, 2.5), trade(10, 3.0))
+    assert brief(made) == [(2, 1, 9, 9, (), 0)]
+
+
+def test_windows_without_trades_are_flat_when_the_ids_are_contiguous() -> None:
+    made = feed(Candles(), begin(), trade(11, 1.2, "7"), trade(12, 4.0))
+    assert brief(made) == [(1, 1, 11, 11, (), 0), (2, 0, 12, 11, (), 0), (3, 0, 12, 11, (), 0)]
+    assert [str(made[1].open), str(made[1].close), format(made[1].volume, "f")] == [
+        "7.00000000",
+        "7.00000000",
+        "0.00000000",
+    ]
+
+
+def test_a_watermark_closes_what_no_trade_has_closed() -> None:
+    made = feed(Candles(), begin(), trade(11, 1.2), mark(2, 11), mark(3, 11))
+    assert brief(made) == [(1, 1, 11, 11, (), 0), (2, 0, 12, 11, (), 0)]
+
+
+def test_skipped_ids_are_missing_in_the_windows_of_both_neighbours_and_in_none_between() -> None:
+    made = feed(Candles(), begin(), trade(11, 1.2), trade(14, 3.5), trade(15, 4.0))
+    assert brief(made) == [(1, 1, 11, 13, ((12, 13),), 0), (3, 1, 12, 14, ((12, 13),), 0)]
+
+
+def test_a_late_trade_leaves_the_range_and_narrows_that_of_the_other_window() -> None:
+    book = Candles()
+    feed(book, begin(), trade(11, 1.2), trade(15, 2.5), trade(16, 3.0))
+    made = feed(book, trade(13, 1.8, "99"), trade(17, 3.1), offset=10)
+    assert brief(made) == [(1, 2, 11, 14, ((12, 12), (14, 14)), 1), (2, 1, 14, 15, ((14, 14),), 1)]
+    assert str(made[0].close) == "99.00000000"
+    assert brief(feed(book, trade(12, 1.3), trade(14, 2.1, "5"), offset=20)) == [
+        (1, 3, 11, 13, (), 2),
+        (2, 2, 14, 15, (), 2),
+    ]
+    assert feed(book, trade(12, 1.3), trade(13, 1.8), trade(14, 2.1), trade(18, 3.2), offset=30) == []
+    assert book.counts["duplicates"] == 3
+
+
+def test_a_filled_range_gives_the_candles_of_the_windows_inside_it() -> None:
+    book = Candles()
+    feed(book, begin(), trade(11, 1.2, "8"), trade(14, 5.5), trade(15, 6.0))
+    assert brief(feed(book, trade(12, 1.5, "8"), trade(13, 3.5), offset=10)) == [
+        (1, 2, 11, 12, (), 1),
+        (2, 0, 13, 12, (), 1),
+        (3, 1, 13, 13, (), 1),
+        (4, 0, 14, 13, (), 1),
+        (5, 1, 14, 14, (), 1),
+    ]
+
+
+def test_a_watermark_keeps_missing_ids_out_of_the_next_window() -> None:
+    made = feed(
+        Candles(),
+        begin(),
+        trade(11, 1.2),
+        Gap("sim", "S", 12, 13, "lost", False),
+        mark(2, 13),
+        trade(14, 2.5),
+        mark(3, 14),
+    )
+    assert brief(made) == [(1, 1, 11, 13, ((12, 13),), 0), (2, 1, 14, 14, (), 0)]
+
+
+def test_while_the_last_price_is_not_known_there_is_no_flat_candle() -> None:
+    book = Candles()
+    assert brief(feed(book, begin(), trade(11, 1.2), mark(2, 12), mark(3, 12))) == [(1, 1, 11, 12, ((12, 12),), 0)]
+    assert brief(feed(book, trade(12, 1.9, "77"), offset=10)) == [(1, 2, 11, 12, (), 1), (2, 0, 13, 12, (), 0)]
+
+
+def test_a_trade_whose_time_steps_back_goes_where_its_time_says() -> None:
+    book = Candles()
+    made = feed(
+        book, begin(), trade(11, 1.2, "3"), trade(12, 2.0), trade(13, 1.99, "4"), trade(14, 2.5), trade(15, 3.0)
+    )
+    assert brief(made) == [(1, 1, 11, 11, (), 0), (1, 2, 11, 13, (), 1), (2, 2, 12, 14, (), 0)]
+    assert str(made[1].close) == "4.00000000"
+
+
+def test_a_time_that_steps_back_further_than_can_be_revised_is_counted_and_told() -> None:
+    book = Candles()
+    minutes = [trade(11 + i, 1.5 + i) for i in range(6)]
+    feed(book, begin(), *minutes, trade(17, 1.6), trade(18, 7.5))
+    assert book.counts["stranded"] == 1
+    assert [n.facts["trade_id"] for n in book.notes if n.what == "stranded"] == [17]
+
+
+def test_a_symbol_that_was_silent_for_more_than_a_day_starts_anew() -> None:
+    book = Candles()
+    feed(book, begin(), trade(11, 1.2), trade(12, 2.0))
+    made = feed(book, trade(13, 1443.5), trade(14, 1444.5), trade(15, 1445.0), offset=10)
+    assert brief(made) == [(1444, 1, 14, 14, (), 0)]
+    assert book.counts["flat"] == 0
+
+
+def test_each_candle_is_compared_with_the_exchanges_kline_in_all_fields() -> None:
+    book, start = Candles(), T0 + MINUTE
+    ten, one, zero = Decimal(10), Decimal(1), Decimal(0)
+    right = Kline(start, start + MINUTE - 1000, ten, ten, ten, ten, one, ten, 1, one, ten, 11, 11)
+    wrong = Kline(
+        start + MINUTE, start + 2 * MINUTE - 1, ten, ten, ten, Decimal("10.5"), zero, zero, 0, zero, zero, -1, -1
+    )
+    feed(book, begin(), trade(11, 1.2), mark(2, 11, right), mark(3, 11, wrong))
+    assert (book.counts["equal"], book.counts["different"]) == (1, 1)
+    (note,) = [n for n in book.notes if n.what == "different"]
+    assert note.facts["fields"] == {"close": {"exchange": "10.5", "candle": "10.00000000"}}
+
+
+def test_bars_and_final_gaps_change_nothing() -> None:
+    book, ten = Candles(), Decimal(10)
+    bar = Bar("csv", "S", "1m", T0, T0 + MINUTE - 1, ten, ten, ten, ten, ten)
+    assert brief(feed(book, begin(), bar, trade(11, 1.2), Gap("sim", "S", 1, 2, "old", True), trade(12, 2.0))) == [
+        (1, 1, 11, 11, (), 0)
+    ]
+    assert (book.counts["bars"], book.counts["gaps"]) == (1, 1)
+
+
+def test_sums_that_do_not_fit_raise_and_do_not_round() -> None:
+    book = Candles()
+    huge = trade(11, 1.1, "9" * 20 + "." + "9" * 18, "9" * 20 + "." + "9" * 18)
+    with pytest.raises((Inexact, ValueError)):
+        feed(book, begin(), huge, *[trade(12 + i, 1.2, "1", "1") for i in range(3)], trade(15, 2.0))
+
+
+def test_a_restart_needs_the_open_window_and_the_last_candles_only() -> None:
+    book = Candles(floor=100)
+    book.process([(0, 0, begin())])
+    assert book.pins(1) == (0, None), "until there is a candle, the very first trade"
+    (one,) = book.process([(i, 0, trade(10 + i, 0.8 + i * 0.3)) for i in range(1, 5)])
+    assert book.pins(5) == (4, 100), "the first trade of the open window; the candle's own offset is not known yet"
+    book.located(one.candle, 103)
+    assert book.pins(5) == (4, 103)
+    book.process([(5, 0, mark(3, 14))])
+    assert book.pins(6) == (6, 100)
+
+
+def test_a_symbol_that_stays_silent_holds_nothing_back_for_ever() -> None:
+    book = Candles()
+    quiet = [trade(10, 0.9, symbol="Q"), trade(11, 1.1, symbol="Q")]
+    book.process([(i, 0, e) for i, e in enumerate(quiet)])
+    book.process([(10 + i, 0, trade(i, i, symbol="S")) for i in range(3)])
+    assert book.pins(13)[0] == 0
+    assert book.pins(13 + core.PIN_RECORDS)[0] == 13, "no more than so many records"
+    book.process([(19, 0, mark(1000, 2)), (20, 0, mark(1500, 2))])
+    assert book.pins(21)[0] == 21, "no longer than a day"
+
+
+def test_many_minutes_keep_the_state_small() -> None:
+    book = Candles()
+    made: list[Made] = []
+    for i in range(5000):
+        made += book.process([(i, 0, trade(10 + i, 0.9 + i * 0.5))])
+    assert len(made) == 2499
+    series = book._series["S"]
+    assert len(series.kept) <= 4

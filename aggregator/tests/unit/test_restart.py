@@ -1,0 +1,291 @@
+"""Properties of the aggregator's lane over a log in memory: whatever happens to process and log, same candles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from random import Random
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from marketflow_aggregator.candles import Candles
+from marketflow_aggregator.folds import EMPTY, fold_of, merge
+from marketflow_aggregator.lane import CandleLane
+from marketflow_common import codec
+from marketflow_common.events import Candle, Event, Gap, Kline, Trade, Watermark
+from marketflow_common.intervals import MINUTE, window_start
+from marketflow_common.kafka.client import Committed, Record
+
+T0 = 1_723_161_240_000_000  # a whole minute
+SLOW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@dataclass
+class Log:
+    """Input, output and committed position of one partition, as a broker would hold them."""
+
+    events: list[Event]
+    output: list[Record] = field(default_factory=list)
+    end: int = 0
+    committed: Committed = field(default_factory=lambda: Committed(-1, {}))
+
+    def open(self) -> tuple[CandleLane, int]:
+        lane, at = CandleLane(0, self.end), max(0, self.committed.offset)
+        if "out_from" in self.committed.marks:
+            for record in self.output:
+                if record.offset >= self.committed.marks["out_from"]:
+                    lane.restore_output(record)
+        for offset in range(self.committed.marks.get("in_from", at), at):
+            lane.restore_input(Record(offset, 0, self.events[offset]))
+        return lane, at
+
+    def run(self, choose: Callable[[int], int]) -> list[bytes]:
+        """Work to the end; ``choose(n)`` decides about batch sizes (0: die) and about commits without output."""
+        lane, at = self.open()
+        lives = 0
+        while at < len(self.events):
+            size = choose(6)
+            if size == 0 and lives < 40:
+                lives += 1
+                lane, at = self.open()
+                continue
+            batch = [Record(at + i, 0, event) for i, event in enumerate(self.events[at : at + max(1, size * size)])]
+            outputs = lane.process(batch)
+            at += len(batch)
+            position = lane.position(at)
+            assert position.offset == at
+            if choose(8) == 0 and lives < 40:  # dies before the commit
+                lives += 1
+                lane, at = self.open()
+                continue
+            if outputs or choose(3) == 0:
+                offsets = list(range(self.end, self.end + len(outputs)))
+                for offset, event in zip(offsets, outputs, strict=True):
+                    self.output.append(Record(offset, 0, event))
+                self.end += len(outputs) + 1  # a transaction's marker takes an offset too
+                self.committed = position
+                lane.delivered(offsets)
+        return [codec.encode(record.event) for record in self.output]
+
+
+def never(_: int) -> int:
+    return 1
+
+
+@dataclass
+class Market:
+    """A log, and the truth behind it."""
+
+    log: list[Event]
+    trades: dict[str, list[Trade]]
+    lost: set[tuple[str, int]]
+    end: int
+
+
+def kline_of(trades: list[Trade], start: int) -> Kline:
+    """The exchange's own word on a window; only its ids are true where it is empty."""
+    mine = [t for t in trades if window_start(t.traded_at) == start]
+    if not mine:
+        price = [t for t in trades if t.traded_at < start][-1].price
+        zero = Decimal(0)
+        return Kline(start, start + MINUTE - 1, price, price, price, price, zero, zero, 0, zero, zero, -1, -1)
+    return Kline(start, start + MINUTE - 1, *totals(mine), mine[0].trade_id, mine[-1].trade_id)
+
+
+def totals(trades: list[Trade]) -> tuple[Any, ...]:
+    buys = [t for t in trades if not t.buyer_is_maker]
+    return (
+        trades[0].price,
+        max(t.price for t in trades),
+        min(t.price for t in trades),
+        trades[-1].price,
+        sum((t.qty for t in trades), Decimal(0)),
+        sum((t.qty * t.price for t in trades), Decimal(0)),
+        len(trades),
+        sum((t.qty for t in buys), Decimal(0)),
+        sum((t.qty * t.price for t in buys), Decimal(0)),
+    )
+
+
+STEPS = (0, 1_000, 7_000_000, 25_000_000, 59_000_000, 150_000_000)
+
+
+def market(
+    random: Random, length: int, symbols: int, *, holes: bool = True, lose: bool = True, back: bool = False
+) -> Market:
+    """Random trades of some symbols, late, twice, lost or in order, with watermarks that keep their word."""
+    streams: list[list[Event]] = []
+    truth: dict[str, list[Trade]] = {}
+    lost: set[tuple[str, int]] = set()
+    close = 0
+    for number in range(symbols):
+        symbol, at, trades = f"S{number}", T0 + 30_000_000, list[Trade]()
+        for i in range(length):
+            at += random.choice(STEPS)
+            when = at
+            if back and i > 2 and random.random() < 0.15:
+                when = max(trades[0].traded_at, at - random.choice((1_000, 20_000_000, 60_000_000)))
+            price, qty = Decimal(random.randint(1, 9)), Decimal(random.randint(1, 10**6)).scaleb(-4)
+            trades.append(Trade("sim", symbol, 100 + i, price, qty, random.random() < 0.5, when, when))
+        truth[symbol], end = trades, window_start(at) + 2 * MINUTE
+        close = max(close, end)
+        # Holes next to the cut first window start the symbol anew, which has a test of its own.
+        first = window_start(trades[0].traded_at)
+        whole = next((i for i, t in enumerate(trades) if window_start(t.traded_at) > first), length)
+        stream: list[tuple[float, Event]] = []
+        for i, trade in enumerate(trades):
+            fate = random.randrange(10) if holes and i > whole else 9
+            if fate <= 1:
+                stream.append((random.uniform(i, length + 3), trade))  # late, or just in time
+            elif fate == 2 and lose:
+                lost.add((symbol, trade.trade_id))
+                stream.append((i, Gap("sim", symbol, trade.trade_id, trade.trade_id, "lost", False)))
+            else:
+                stream.append((i, trade))
+            if fate != 2 and random.random() < 0.1:
+                stream.append((random.uniform(i + 1, length + 4), trade))  # once more, much later
+        for start in range(first, end, MINUTE):
+            before = max(i for i, t in enumerate(trades) if t.traded_at < start + MINUTE)
+            if start == end - MINUTE or random.random() < 0.5:
+                mark = Watermark("sim", symbol, start + MINUTE, trades[before].trade_id, kline_of(trades, start))
+                place = length + 5 if start == end - MINUTE else before + random.choice((0.5, 0.5, 1.5))
+                stream.append((place, mark))
+        streams.append([event for _, event in sorted(stream, key=lambda pair: pair[0])])
+    log: list[Event] = []
+    while any(streams):
+        log.append(random.choice([s for s in streams if s]).pop(0))
+    return Market(log, truth, lost, close)
+
+
+randoms = st.integers(0, 2**64).map(Random)
+sizes = st.integers(3, 25)
+few = st.integers(1, 3)
+
+
+def expected(trades: list[Trade], end: int) -> dict[int, tuple[Any, ...]]:
+    """Candles of all windows but the first, by a fold of its own."""
+    start = min(window_start(t.traded_at) for t in trades)
+    last = max((t for t in trades if window_start(t.traded_at) == start), key=lambda t: t.trade_id)
+    result = {}
+    for window in range(start + MINUTE, end, MINUTE):
+        mine = [t for t in trades if window_start(t.traded_at) == window]
+        last = mine[-1] if mine else last
+        zero = Decimal(0)
+        result[window] = totals(mine) if mine else (*[last.price] * 4, zero, zero, 0, zero, zero)
+    return result
+
+
+def fields(candle: Candle) -> tuple[Any, ...]:
+    return (
+        candle.open, candle.high, candle.low, candle.close, candle.volume, candle.quote_volume, candle.trade_count,
+        candle.taker_buy_volume, candle.taker_buy_quote_volume,
+    )  # fmt: skip
+
+
+def latest(log: Log, symbol: str) -> dict[int, Candle]:
+    found: dict[int, Candle] = {}
+    for record in log.output:
+        candle = record.event
+        if candle.symbol == symbol:
+            known = found.get(candle.open_time)
+            assert known is None or candle.revision == known.revision + 1
+            found[candle.open_time] = candle
+    return dict(sorted(found.items()))
+
+
+def choices(random: Random) -> Callable[[int], int]:
+    return lambda n: random.randint(0, n)
+
+
+@SLOW
+@given(randoms, sizes, few)
+def test_any_cut_of_the_log_into_restarts_gives_the_same_bytes(random: Random, length: int, symbols: int) -> None:
+    log = market(random, length, symbols).log
+    assert Log(log).run(choices(random)) == Log(log).run(never)
+
+
+@SLOW
+@given(randoms, sizes, few)
+def test_restarts_change_nothing_where_times_step_back(random: Random, length: int, symbols: int) -> None:
+    log = market(random, length, symbols, back=True).log
+    assert Log(log).run(choices(random)) == Log(log).run(never)
+
+
+@SLOW
+@given(randoms, sizes, few)
+def test_whatever_comes_late_or_twice_the_candles_are_the_fold_of_the_sorted_trades(
+    random: Random, length: int, symbols: int
+) -> None:
+    world = market(random, length, symbols, lose=False)
+    log = Log(world.log)
+    log.run(never)
+    for symbol, trades in world.trades.items():
+        candles = latest(log, symbol)
+        end = max(e.through for e in world.log if isinstance(e, Watermark) and e.symbol == symbol)
+        assert {at: fields(c) for at, c in candles.items()} == expected(trades, end)
+        assert not any(c.missing for c in candles.values())
+
+
+@SLOW
+@given(randoms, sizes, few)
+def test_a_whole_log_needs_no_revision_and_no_watermark(random: Random, length: int, symbols: int) -> None:
+    world = market(random, length, symbols, holes=False)
+    log, bare = Log(world.log), Log([e for e in world.log if not isinstance(e, Watermark)])
+    log.run(never)
+    bare.run(never)
+    assert all(r.event.revision == 0 for r in log.output)
+    for symbol in world.trades:
+        with_marks, without = list(latest(log, symbol).values()), list(latest(bare, symbol).values())
+        assert with_marks[: len(without)] == without
+
+
+@SLOW
+@given(randoms, sizes, few)
+def test_candles_of_a_whole_log_equal_the_klines_of_its_watermarks(random: Random, length: int, symbols: int) -> None:
+    world = market(random, length, symbols, holes=False)
+    core = Candles()
+    core.process([(i, 0, event) for i, event in enumerate(world.log)])
+    marks = sum(isinstance(e, Watermark) for e in world.log)
+    assert core.counts["different"] == 0
+    assert 0 < core.counts["equal"] <= marks
+
+
+@SLOW
+@given(randoms, sizes, few)
+def test_a_missing_trade_is_named_by_the_candle_it_belongs_to(random: Random, length: int, symbols: int) -> None:
+    world = market(random, length, symbols)
+    log = Log(world.log)
+    log.run(never)
+    for symbol, trades in world.trades.items():
+        for candle in latest(log, symbol).values():
+            missing = {i for lo, hi in candle.missing for i in range(lo, hi + 1)}
+            mine = [t for t in trades if window_start(t.traded_at) == candle.open_time]
+            gone = {t.trade_id for t in mine if (symbol, t.trade_id) in world.lost}
+            ids = range(candle.first_trade_id, candle.last_trade_id + 1)
+            assert gone <= missing <= set(ids)
+            assert candle.trade_count == len(ids) - len(missing) == len(mine) - len(gone)
+
+
+trade_lists = st.lists(
+    st.tuples(st.integers(1, 10**6), st.integers(1, 10**9), st.booleans()), min_size=1, max_size=12
+).map(
+    lambda rows: [
+        Trade("sim", "S", i, Decimal(p).scaleb(-2), Decimal(q).scaleb(-8), m, T0, T0)
+        for i, (p, q, m) in enumerate(rows)
+    ]
+)
+
+
+@given(trade_lists, randoms)
+def test_folds_are_a_commutative_monoid(trades: list[Trade], random: Random) -> None:
+    whole = EMPTY
+    for trade in trades:
+        whole = merge(whole, fold_of(trade))
+    folds = [fold_of(trade) for trade in trades]
+    while len(folds) > 1:
+        a, b = random.sample(range(len(folds)), 2)
+        one, two = folds[a], folds[b]
+        folds = [f for i, f in enumerate(folds) if i not in (a, b)] + [merge(merge(one, EMPTY), merge(EMPTY, two))]
+    assert folds == [whole]
