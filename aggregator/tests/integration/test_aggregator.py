@@ -1,0 +1,121 @@
+"""The aggregator as processes on a real broker: the same candles as a plain fold, whatever dies, freezes or joins."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from marketflow_common.events import Event, Trade
+from marketflow_common.intervals import MINUTE, window_start
+from marketflow_stack.testing import eventually
+
+pytestmark = pytest.mark.broker
+
+Market = list[tuple[str, Event]]
+Read = Callable[[], dict[str, list[bytes]]]
+
+
+def folded(market: Market) -> dict[str, list[dict[str, Any]]]:
+    """The whole minutes of each symbol by plain sums, and nothing of the suite."""
+    result: dict[str, list[dict[str, Any]]] = {}
+    for symbol in {symbol for symbol, _ in market}:
+        trades = [e for s, e in market if s == symbol and isinstance(e, Trade)]
+        end = max(window_start(t.traded_at) for t in trades) + MINUTE
+        last, rows = trades[0], []
+        for start in range(window_start(trades[0].traded_at), end, MINUTE):
+            mine = [t for t in trades if window_start(t.traded_at) == start]
+            buys = [t for t in mine if not t.buyer_is_maker]
+            prices = [t.price for t in mine] or [last.price]
+            last_id = mine[-1].trade_id if mine else last.trade_id
+            rows.append(
+                {
+                    "open_time": start,
+                    "close_time": start + MINUTE - 1,
+                    "open": eight(prices[0]),
+                    "high": eight(max(prices)),
+                    "low": eight(min(prices)),
+                    "close": eight(prices[-1]),
+                    "volume": eight(sum((t.qty for t in mine), Decimal(0))),
+                    "quote_volume": eight(sum((t.qty * t.price for t in mine), Decimal(0))),
+                    "trade_count": len(mine),
+                    "taker_buy_volume": eight(sum((t.qty for t in buys), Decimal(0))),
+                    "taker_buy_quote_volume": eight(sum((t.qty * t.price for t in buys), Decimal(0))),
+                    "first_trade_id": mine[0].trade_id if mine else last.trade_id + 1,
+                    "last_trade_id": last_id,
+                }
+            )
+            last = mine[-1] if mine else last
+        result[symbol] = rows[1:]
+    return result
+
+
+def eight(value: Decimal) -> str:
+    return format(value.quantize(Decimal("1E-8")), "f")
+
+
+def same(read: Read, market: Market) -> None:
+    """Every candle once, in order, at revision 0, equal to the fold in every field."""
+    wanted = {
+        symbol: [
+            {"type": "candle", "symbol": symbol, "interval": "1m"} | row | {"missing": [], "revision": 0}
+            for row in rows
+        ]
+        for symbol, rows in folded(market).items()
+    }
+
+    def all_there() -> bool:
+        found = read()
+        assert {s: len(c) for s, c in found.items()} == {s: len(rows) for s, rows in wanted.items()}
+        return True
+
+    eventually(all_there, timeout=60)
+    assert {s: [json.loads(c) for c in found] for s, found in read().items()} == wanted
+    for symbol, rows in wanted.items():
+        assert read()[symbol] == [json.dumps(row, separators=(",", ":")).encode() for row in rows]
+
+
+def test_candles_equal_a_plain_fold_of_the_trades(aggregator: Any, publish: Any, market: Market, candles: Read) -> None:
+    one = aggregator()
+    publish(market)
+    same(candles, market)
+    assert one.metric("candles_closed_total") == sum(len(found) for found in candles().values())
+    assert one.metric("agg_latency_seconds_count") == one.metric("candles_closed_total")
+    assert one.metric("trades_duplicate_total") == 0
+    one.send(signal.SIGTERM)
+    assert one.process.wait(15) == 0
+
+
+def test_killed_in_mid_minute_again_and_again_it_states_the_same_bytes(
+    aggregator: Any, publish: Any, market: Market, candles: Read
+) -> None:
+    parts = 4
+    for i in range(parts):
+        one = aggregator()
+        publish(market[len(market) * i // parts : len(market) * (i + 1) // parts])
+        if i < parts - 1:
+            eventually(lambda one=one: one.metric("candles_closed_total") > 0)
+            one.process.kill()
+            one.process.wait()
+    same(candles, market)
+
+
+def test_one_that_was_frozen_while_another_took_over_changes_nothing_when_it_wakes_up(
+    aggregator: Any, publish: Any, market: Market, candles: Read
+) -> None:
+    frozen = aggregator()
+    third = len(market) // 3
+    publish(market[:third])
+    eventually(lambda: frozen.metric("candles_closed_total") > 0)
+    other = aggregator()
+    publish(market[third : third + 50])
+    frozen.send(signal.SIGSTOP)
+    publish(market[third + 50 : 2 * third])
+    eventually(lambda: other.metric("owned_partitions") == 3, timeout=60)
+    frozen.send(signal.SIGCONT)
+    publish(market[2 * third :])
+    same(candles, market)
+    assert other.process.poll() is None
