@@ -3,8 +3,10 @@
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from marketflow_simulator.faults import Kind
 from marketflow_simulator.settings import PREFIX, Settings, SettingsError, parse
 
 
@@ -78,3 +80,17 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for name in Settings.model_fields:
         assert f"--{name.replace('_', '-')}" in text
+
+
+def test_the_readme_names_every_setting_and_every_fault() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for name in Settings.model_fields:
+        assert f"`{name.upper()}`" in readme
+    for kind in (part for group in get_args(Kind) for part in (get_args(group) or (group,))):
+        assert f"| `{kind}` |" in readme
+
+
+def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SPEED", "PORT", "SYMBOLS", "STATE", "MINUTES"):
+        monkeypatch.setenv(PREFIX + name, "")
+    assert parse([]) == Settings()
