@@ -11,7 +11,7 @@ from bisect import insort
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from marketflow_common.events import Event, Gap, Kline, Trade, Watermark
+from marketflow_common.events import Event, Gap, IdRange, Kline, Trade, Watermark
 from marketflow_common.intervals import MINUTE, window_start
 from msgspec.structs import replace
 
@@ -66,6 +66,7 @@ class Tail:
         """``through`` of the last watermark; 0: none."""
         self.firsts: dict[int, int] = {}
         """First id of each minute that was seen."""
+        self.gaps: list[IdRange] = []
         self._lowest: int | None = None
         self._proven: int | None = None
 
@@ -85,7 +86,9 @@ class Tail:
             first, last = _ids(event)
             self.last_id = max(self.last_id, last)
             self._lowest = first if self._lowest is None else min(self._lowest, first)
-            if isinstance(event, Trade):
+            if isinstance(event, Gap):
+                self.gaps.append((first, last))
+            else:
                 minute = window_start(event.traded_at)
                 self.firsts[minute] = min(self.firsts.get(minute, first), first)
 
@@ -105,12 +108,14 @@ class SymbolSequence:
         self._asked = 0  # the minutes before it were asked for by REST
         self._minute_end = 0
         self._firsts: dict[int, int] = {}
+        self._gaps: list[IdRange] = []
         self._unproven = False  # since the last (re)connection nothing says that no trade is missing at the end
         self._resumed = False
         if tail is not None and tail.last_id >= 0:
             self._next = tail.last_id + 1
             self._through = tail.through or min(tail.firsts, default=0)
             self._firsts = {at: tail.firsts[at] for at in sorted(tail.firsts) if at >= self._through}
+            self._gaps = list(tail.gaps)
             self._minute_end = max(self._firsts, default=self._through - MINUTE) + MINUTE
 
     @property
@@ -230,12 +235,14 @@ class SymbolSequence:
         """Answer to Minutes: closed klines in order of time, whose ids REST does not tell.
 
         Only those whose count agrees with the published ids become watermarks; a later one covers the others.
+        Beside a gap agreement may be chance: nobody knows on which side of the minute's edge its ids lie.
         """
         for kline in klines:
             if not self._through <= kline.open_time < need.end:
                 continue
             first, end = self._first_from(kline.open_time), self._first_from(kline.open_time + MINUTE)
-            if kline.trade_count == end - first:
+            beside_gap = any(gap_first <= end and gap_last >= first - 1 for gap_first, gap_last in self._gaps)
+            if kline.trade_count == end - first and not beside_gap:
                 ids = (first, end - 1) if kline.trade_count else (-1, -1)
                 self._watermark(replace(kline, first_trade_id=ids[0], last_trade_id=ids[1]), end - 1)
         self._asked, self._resumed = max(self._asked, need.end), False
@@ -279,6 +286,7 @@ class SymbolSequence:
     def _gap(self, last: int, reason: str, final: bool) -> Gap:
         gap = Gap(self.source, self.symbol, self._next, last, reason, final)
         self._out.append(gap)
+        self._gaps.append((self._next, last))
         self._next = last + 1
         return gap
 
@@ -311,6 +319,7 @@ class SymbolSequence:
         self._through = kline.close_time + 1
         self._out.append(Watermark(self.source, self.symbol, self._through, last_id, kline))
         self._firsts = {at: first for at, first in self._firsts.items() if at >= self._through}
+        self._gaps = [gap for gap in self._gaps if gap[1] >= last_id]
 
     def _first_from(self, at: int) -> int:
         """First published id of the minutes from ``at`` on; the next id if none was published there."""

@@ -190,6 +190,25 @@ def test_a_missed_minute_whose_count_disagrees_is_left_to_a_later_watermark(
     assert marks(out) == [(2, 119)]
 
 
+def test_a_missed_minute_beside_a_gap_is_not_proven_by_its_count(
+    world: Callable[..., Any], sequence: SymbolSequence, exchange: Any, out: list[Event]
+) -> None:
+    for trade in exchange.trades[5:10]:
+        sequence.trade(trade)
+    sequence.minute(exchange.kline(T0))
+    sequence.trade(exchange.trades[11])  # 110, the first of its minute, is never had
+    sequence.give_up("not in time")
+    for trade in exchange.trades[12:20]:
+        sequence.trade(trade)
+    sequence.minute(exchange.kline(T0 + 2 * MINUTE))
+    need = sequence.need()
+    assert isinstance(need, Minutes)
+    nine = world([t.traded_at for t in exchange.trades[:19]]).kline(T0 + MINUTE, ids=False)
+    assert nine.trade_count == 9  # as many as were published, but not the same ones
+    sequence.closed(need, [nine])
+    assert marks(out) == [(1, 109), (3, 119)]
+
+
 def test_the_first_start_asks_back_to_one_trade_before_the_minute(exchange: Any, out: list[Event]) -> None:
     sequence = SymbolSequence("binance", "ETHUSDT", out)
     sequence.connected()
