@@ -1,10 +1,15 @@
-"""The strategies on one partition: candles of all its symbols in, signals out, and where a restart has to read from."""
+"""The strategies on one partition: candles of all its symbols in, signals out, and where a restart has to read from.
+
+Must never decide anything about a signal.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from marketflow_common.events import Candle, Event, Signal
+from marketflow_common.intervals import MINUTE
 from marketflow_common.kafka.client import Committed, Record
 from prometheus_client import Counter
 
@@ -13,6 +18,9 @@ from .signals import Series, Strategy
 __all__ = ["SignalLane"]
 
 SIGNALS = Counter("signals_generated_total", "Signals published", ["strategy", "signal_type"])
+SILENT: Final = 1440 * MINUTE
+"""A symbol this far behind the others of its partition is not waited for: otherwise each restart would read
+everything since a delisted symbol's last candle. Should it come back after all, its windows fill anew."""
 HOLES = Counter("candles_with_holes_total", "Candles that had trades missing when they were stated")
 
 
@@ -40,7 +48,8 @@ class SignalLane:
         return outputs
 
     def position(self, next_offset: int) -> Committed:
-        needed = [at for series in self._series.values() if (at := series.needed_from) is not None]
+        awake = max((series.newest for series in self._series.values()), default=0) - SILENT
+        needed = [at for s in self._series.values() if s.newest >= awake and (at := s.needed_from) is not None]
         return Committed(next_offset, {"in_from": min(needed)} if needed else {})
 
     def delivered(self, offsets: Sequence[int]) -> None:

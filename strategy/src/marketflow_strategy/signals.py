@@ -1,6 +1,7 @@
 """From candles to signals: the state per symbol, and what every strategy has to offer.
 
-Pure: a signal depends on the last ``lookback`` candles and the strategy's parameters, on nothing else.
+Pure: a signal depends on the last ``lookback`` candles and the strategy's parameters, on nothing else. Must never
+act on a later revision of a candle, or decide across a hole in the time grid.
 """
 
 from __future__ import annotations
@@ -88,6 +89,11 @@ class Series:
             return self._candles[0][0]
         return self._last[0] if self._last else None
 
+    @property
+    def newest(self) -> int:
+        """Open time of the newest candle; 0 before the first."""
+        return self._last[1] if self._last else 0
+
     def take(self, offset: int, candle: Candle) -> list[Signal]:
         """Take the next candle in; one signal per strategy, in the strategies' order."""
         if candle.revision > 0:
@@ -97,17 +103,19 @@ class Series:
 
     def _admit(self, offset: int, candle: Candle) -> str:
         """Put the candle into the window; a hole in the time grid empties it. Returns why there can be no decision."""
-        last = self._last
+        last, skipped = self._last, 0
         if last is not None and candle.open_time <= last[1]:
             return "this window was stated after a later one"
-        if last is not None and candle.open_time != last[1] + INTERVALS[candle.interval]:
+        if last is not None:
+            skipped = (candle.open_time - last[1]) // INTERVALS[candle.interval] - 1
+        if skipped:
             self._candles.clear()
         self._last = (offset, candle.open_time)
         if candle.missing:
             self._candles.clear()
             return "trades of this window are missing"
         self._candles.append((offset, candle))
-        return ""
+        return f"a hole: no candle for {skipped} window{'s' * (skipped > 1)} before this one" if skipped else ""
 
     def _signal(self, strategy: Strategy, parameters: str, candle: Candle, hole: str) -> Signal:
         window = [c for _, c in self._candles][-strategy.lookback :]
