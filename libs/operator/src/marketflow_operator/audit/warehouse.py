@@ -6,6 +6,7 @@ Edge of the audit. Read-only: it must never create, repair or lock anything.
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,14 +50,19 @@ class WarehouseReader:
 
     def _rows(self, statement: str) -> Sequence[Row]:
         settings = self._settings
+        place = f"{settings.host}:{settings.port}" if settings.host else settings.account
         try:
             if self._connection is None:
+                if settings.host:
+                    # Asked before the connector is, which would try again for half a minute.
+                    socket.create_connection((settings.host, settings.port), timeout=3).close()
                 self._connection = snowflake.connector.connect(**settings.connect_arguments("audit"))
             with self._connection.cursor() as cursor:
                 cursor.execute(statement)
                 names = [column.name for column in cursor.description]
                 return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        except OSError as error:
+            raise CannotRead(f"no warehouse answers at {place} ({error}); start the stack") from None
         except Error as error:
             self.close()
-            place = f"{settings.host}:{settings.port}" if settings.host else settings.account
             raise CannotRead(f"the warehouse at {place}: {str(error.msg or error).splitlines()[0]}") from None

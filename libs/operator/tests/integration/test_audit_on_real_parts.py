@@ -1,0 +1,352 @@
+"""The audit on a real stack: it holds, while the market runs and after; and it names each thing that is damaged.
+
+Everything is damaged where it lies: rows in the warehouse, lines of the recording, the exchange's own journal,
+records in the topics. What can be undone is undone; what cannot (records) is told apart by what the check names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+import snowflake.connector
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from marketflow_common import codec, events
+from marketflow_common.topics import OHLCV_AGG, OHLCV_RAW, ORDER_EVENTS, TRADING_SIGNALS, partition_of
+from marketflow_operator.audit.topics import TopicReader
+from marketflow_operator.targets import local_warehouse, of_stack
+from marketflow_stack.stack import SERVICES
+
+pytestmark = [pytest.mark.broker, pytest.mark.xdist_group("operator-stack")]
+
+Stack = Any
+AT_LEAST = 20
+"""Checks that an audit has."""
+
+
+@pytest.fixture
+def still(ended: Stack) -> Stack:
+    """Everything has come through, and the services have stopped: nothing mends or follows what is damaged."""
+    if any(entry.name in SERVICES and entry.process is not None for entry in ended.supervisor.status()):
+        code, checks = ended.audit(quiet=40)
+        assert (code, [c for c in checks.values() if not c["ok"]]) == (0, [])
+        for name in SERVICES:
+            ended.supervisor.stop_one(name)
+    return ended
+
+
+def wrong(stack: Stack, name: str) -> str:
+    """Audit, expect that the check does not hold and the command says so; what it says of the offenders."""
+    code, checks = stack.audit()
+    assert code == 1
+    assert checks[name]["ok"] is False, f"{name} holds: {checks[name]}"
+    return str(checks[name]["detail"])
+
+
+def right(stack: Stack, name: str) -> None:
+    """Audit, expect that this check holds."""
+    assert stack.audit()[1][name]["ok"] is True
+
+
+@contextmanager
+def warehouse(stack: Stack) -> Iterator[Callable[..., list[Any]]]:
+    settings = local_warehouse(stack.config.ports.warehouse)
+    connection = snowflake.connector.connect(**settings.connect_arguments("test"))
+
+    def run(statement: str, *values: Any) -> list[Any]:
+        with connection.cursor() as cursor:
+            return list(cursor.execute(statement, values or None).fetchall())
+
+    try:
+        yield run
+    finally:
+        connection.close()
+
+
+def say(stack: Stack, topic: str, event: events.Event, partition: int | None = None) -> str:
+    """Publish one more record, as a stray producer would; its coordinates."""
+    places: list[str] = []
+    producer = Producer({"bootstrap.servers": stack.config.bootstrap})
+    key = codec.key_of(event)
+    producer.produce(
+        topic,
+        value=codec.encode(event),
+        key=key,
+        partition=partition_of(key, 3) if partition is None else partition,
+        on_delivery=lambda _, message: places.append(f"{topic}/{message.partition()}@{message.offset()}"),
+    )
+    assert producer.flush(30) == 0
+    return places[0]
+
+
+def records(stack: Stack, kind: type[events.Event], topic: str, **fields: Any) -> list[Any]:
+    """Records of a kind with these values, each as (where, event)."""
+    reader = TopicReader(of_stack(stack.config).kafka)
+    try:
+        reader.advance()
+        return [
+            seen
+            for seen in reader.records[topic]
+            if type(seen.event) is kind and all(getattr(seen.event, name) == value for name, value in fields.items())
+        ]
+    finally:
+        reader.close()
+
+
+# --- it holds ----------------------------------------------------------------------------------------
+
+
+def test_the_audit_holds_while_the_market_runs(stack: Stack) -> None:
+    stack.start_market()
+    assert not stack.market()["ended"]
+    code, checks = stack.audit(quiet=40)
+    assert (code, [check for check in checks.values() if not check["ok"]]) == (0, [])
+    assert len(checks) >= AT_LEAST
+    assert int(checks["trades_once"]["actual"]) > 0
+
+
+def test_the_audit_holds_after_the_market_has_ended_and_orders_were_filled(still: Stack) -> None:
+    code, checks = still.audit()
+    assert code == 0
+    assert len(checks) >= AT_LEAST
+    assert int(checks["candles_equal_klines"]["actual"]) == 8  # two symbols, four minutes
+    assert int(checks["fills_equal_exchange"]["actual"]) > 0
+    assert int(checks["notifications_delivered"]["actual"]) > 0
+
+
+# --- the warehouse -----------------------------------------------------------------------------------
+
+TABLES = [
+    ("RAW.TRADES", "warehouse_rows_trades"),
+    ("RAW.FEED_EVENTS", "warehouse_rows_feed_events"),
+    ("STAGING.OHLCV_STREAM", "warehouse_rows_ohlcv_stream"),
+    ("ANALYTICS.SIGNALS_STREAM", "warehouse_rows_signals_stream"),
+    ("ANALYTICS.ORDER_EVENTS", "warehouse_rows_order_events"),
+]
+
+
+@pytest.mark.parametrize(("table", "check"), TABLES)
+def test_a_row_deleted_from_and_one_repeated_in_the_warehouse_are_named(still: Stack, table: str, check: str) -> None:
+    with warehouse(still) as run:
+        topic, partition, offset = run(
+            f"SELECT KAFKA_TOPIC, KAFKA_PARTITION, KAFKA_OFFSET FROM {table} ORDER BY 2, 3 LIMIT 1"
+        )[0]
+        this = f"KAFKA_TOPIC = '{topic}' AND KAFKA_PARTITION = {partition} AND KAFKA_OFFSET = {offset}"
+        run(f"CREATE TABLE RAW.SPARE AS SELECT * FROM {table} WHERE {this}")
+        try:
+            run(f"INSERT INTO {table} SELECT * FROM RAW.SPARE")
+            assert f"{topic}/{partition}@{offset} stands 2 times in {table}" in wrong(still, check)
+            run(f"DELETE FROM {table} WHERE {this}")
+            assert f"{topic}/{partition}@{offset} missing in {table}" in wrong(still, check)
+            run(f"INSERT INTO {table} SELECT * FROM RAW.SPARE")
+        finally:
+            run("DROP TABLE RAW.SPARE")
+    right(still, check)
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        ("RAW.TRADES", "PRICE"),
+        ("STAGING.OHLCV_STREAM", "TAKER_BUY_QUOTE_VOLUME"),
+        ("ANALYTICS.SIGNALS_STREAM", "MOMENTUM"),
+        ("ANALYTICS.ORDER_EVENTS", "QUOTE_QTY"),
+    ],
+)
+def test_a_digit_changed_in_the_warehouse_is_named(still: Stack, table: str, column: str) -> None:
+    with warehouse(still) as run:
+        topic, partition, offset = run(
+            f"SELECT KAFKA_TOPIC, KAFKA_PARTITION, KAFKA_OFFSET FROM {table} WHERE {column} IS NOT NULL LIMIT 1"
+        )[0]
+        this = f"KAFKA_TOPIC = '{topic}' AND KAFKA_PARTITION = {partition} AND KAFKA_OFFSET = {offset}"
+        run(f"UPDATE {table} SET {column} = {column} + 0.00000001 WHERE {this}")
+        assert f"{table} {topic}/{partition}@{offset}: {column} " in wrong(still, "warehouse_values")
+        run(f"UPDATE {table} SET {column} = {column} - 0.00000001 WHERE {this}")
+    right(still, "warehouse_values")
+
+
+def test_a_position_moved_back_in_the_warehouse_is_named(still: Stack) -> None:
+    partition = partition_of("ETHUSDT", 3)
+    this = f"KAFKA_TOPIC = 'ohlcv_raw' AND KAFKA_PARTITION = {partition}"
+    with warehouse(still) as run:
+        held = run(f"SELECT NEXT_OFFSET FROM RAW.LOAD_OFFSETS WHERE {this}")[0][0]
+        run(f"UPDATE RAW.LOAD_OFFSETS SET NEXT_OFFSET = 3 WHERE {this}")
+        assert f"ohlcv_raw/{partition}: position 3 is behind" in wrong(still, "load_offsets")
+        run(f"UPDATE RAW.LOAD_OFFSETS SET NEXT_OFFSET = {held} WHERE {this}")
+    right(still, "load_offsets")
+
+
+# --- the recording and the exchange's ledger ---------------------------------------------------------
+
+
+@contextmanager
+def stopped(stack: Stack, name: str) -> Iterator[None]:
+    """A process is stopped while its file is edited, and started again."""
+    stack.supervisor.stop_one(name)
+    try:
+        yield
+    finally:
+        stack.supervisor.start_one(name)
+        stack.supervisor.wait_ready(name)
+
+
+def test_a_message_dropped_from_and_one_repeated_in_the_recording_are_named(still: Stack) -> None:
+    path = still.config.recording
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    first = json.loads(lines[0])
+    reference = first["text"].splitlines()[0].rsplit(" ", 1)[1]
+    with stopped(still, "recorder"):
+        path.write_bytes(b"".join(lines[1:]))
+    assert f"{first['channel']} was not told of {reference}" in wrong(still, "notifications_delivered")
+    with stopped(still, "recorder"):
+        path.write_bytes(whole + lines[0])
+    assert f"{first['channel']} was told again of {reference}" in wrong(still, "notifications_repeated")
+    with stopped(still, "recorder"):
+        path.write_bytes(whole)
+    right(still, "notifications_delivered")
+
+
+def test_a_fill_dropped_from_and_a_digit_changed_in_the_exchanges_ledger_are_named(still: Stack) -> None:
+    path = still.config.state / "simulator" / "books.jsonl"
+    whole = path.read_bytes()
+    steps = [json.loads(line) for line in whole.splitlines()]
+    last = max(number for number, step in enumerate(steps) if step["fill"])
+    fill = steps[last]["fill"]
+    name = f"{fill['symbol']} fill {fill['id']}"
+
+    def written(changed: list[Any]) -> bytes:
+        return b"".join(json.dumps(step).encode() + b"\n" for step in changed)
+
+    with stopped(still, "simulator"):
+        path.write_bytes(written(steps[:last] + steps[last + 1 :]))
+    code, checks = still.audit()
+    assert code == 1
+    assert f"{name} at order_events/" in checks["fills_equal_exchange"]["detail"]
+    assert "is none of the exchange's" in checks["fills_equal_exchange"]["detail"]
+    assert fill["client_order_id"] in checks["orders_equal_exchange"]["detail"]
+    assert "USDT: " in checks["balances_equal_fold"]["detail"]
+    steps[last]["free"]["USDT"] += 1
+    steps[last]["fill"]["commission"] += 1
+    with stopped(still, "simulator"):
+        path.write_bytes(written(steps))
+    code, checks = still.audit()
+    assert code == 1
+    assert checks["balances_equal_fold"]["detail"].startswith("USDT: ")
+    assert f"{name} at order_events/" in checks["fills_equal_exchange"]["detail"]
+    assert "commission " in checks["fills_equal_exchange"]["detail"]
+    with stopped(still, "simulator"):
+        path.write_bytes(whole)
+    right(still, "balances_equal_fold")
+
+
+# --- what cannot be reached --------------------------------------------------------------------------
+
+
+def test_what_cannot_be_reached_is_not_checked_and_never_holds(still: Stack) -> None:
+    with stopped(still, "recorder"):
+        code, checks = still.audit()
+        assert code == 3
+        assert checks["notifications_delivered"]["ok"] is None
+        assert f"no recording at {still.config.url('recorder')}" in checks["notifications_delivered"]["detail"]
+        assert checks["trades_once"]["ok"] is True
+
+
+# --- the topics: what is said there cannot be unsaid, so these come last -------------------------------
+
+
+def test_z1_an_aborted_record_is_no_damage(still: Stack) -> None:
+    seen = records(still, events.Trade, OHLCV_RAW, symbol="ETHUSDT")[3]
+    producer = Producer({"bootstrap.servers": still.config.bootstrap, "transactional.id": "stray"})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(OHLCV_RAW, value=codec.encode(seen.event), key="ETHUSDT", partition=seen.where.partition)
+    producer.flush(30)
+    producer.abort_transaction(30)
+    right(still, "trades_once")
+
+
+def test_z2_a_second_copy_of_a_trade_is_named(still: Stack) -> None:
+    seen = records(still, events.Trade, OHLCV_RAW, symbol="ETHUSDT")[5]
+    where = say(still, OHLCV_RAW, seen.event)
+    code, checks = still.audit()
+    assert code == 1
+    assert checks["trades_once"]["detail"] == f"ETHUSDT trade {seen.event.trade_id} repeated at {where}"
+    assert f"{where} missing in RAW.TRADES" in checks["warehouse_rows_trades"]["detail"]
+
+
+def test_z3_a_trade_that_the_exchange_never_made_is_named(still: Stack) -> None:
+    seen = records(still, events.Trade, OHLCV_RAW, symbol="BTCUSDT")[5]
+    changed = msgspec.structs.replace(seen.event, price=seen.event.price + Decimal("0.01"))
+    where = say(still, OHLCV_RAW, changed)
+    assert f"BTCUSDT trade {changed.trade_id} at {where}: price {changed.price}" in wrong(still, "trades_equal")
+
+
+def test_z4_a_candle_with_a_digit_changed_is_named(still: Stack) -> None:
+    seen = records(still, events.Candle, OHLCV_AGG, symbol="ETHUSDT")[1]
+    changed = msgspec.structs.replace(seen.event, revision=1, volume=seen.event.volume + Decimal("0.00000001"))
+    where = say(still, OHLCV_AGG, changed)
+    detail = wrong(still, "candles_equal_klines")
+    assert f"at {where}: volume {changed.volume:f} instead of {seen.event.volume:f}" in detail
+
+
+def test_z5_a_candle_said_twice_is_named(still: Stack) -> None:
+    seen = records(still, events.Candle, OHLCV_AGG, symbol="BTCUSDT")[2]
+    where = say(still, OHLCV_AGG, seen.event)
+    detail = wrong(still, "candles_once")
+    assert "revisions [0, 0]" in detail
+    assert where in detail
+
+
+def test_z6_a_signal_said_twice_and_one_without_an_answer_are_named(still: Stack) -> None:
+    hold = records(still, events.Signal, TRADING_SIGNALS, symbol="ETHUSDT", strategy="weak_levels")[1]
+    where = say(still, TRADING_SIGNALS, msgspec.structs.replace(hold.event, signal_type="BUY", id="another"))
+    code, checks = still.audit()
+    assert code == 1
+    assert "2 signals at" in checks["signals_one_per_candle"]["detail"]
+    assert where in checks["signals_one_per_candle"]["detail"]
+    assert f"({where}): no answer" in checks["signals_answered"]["detail"]
+
+
+def test_z7_a_fill_said_twice_and_books_that_follow_it_are_named(still: Stack) -> None:
+    seen = records(still, events.OrderFilled, ORDER_EVENTS)[0]
+    where = say(still, ORDER_EVENTS, seen.event)
+    code, checks = still.audit()
+    assert code == 1
+    assert f"{seen.event.symbol} fill {seen.event.fill_id} stands 2 times" in checks["fills_equal_exchange"]["detail"]
+    assert where in checks["fills_equal_exchange"]["detail"]
+    assert checks["positions_and_pnl"]["ok"] is False
+    assert checks["balances_equal_fold"]["ok"] is False
+
+
+def test_z8_an_order_without_an_end_is_named(still: Stack) -> None:
+    seen = records(still, events.OrderIntended, ORDER_EVENTS)[0]
+    where = say(still, ORDER_EVENTS, msgspec.structs.replace(seen.event, order_id="stray", attempt=2))
+    assert f"order stray at {where} has no end" in wrong(still, "unresolved_orders")
+
+
+def test_z9_a_symbol_in_a_wrong_partition_and_bytes_that_are_no_event_are_named(still: Stack) -> None:
+    seen = records(still, events.Candle, OHLCV_AGG, symbol="ETHUSDT")[0]
+    wrong_one = (seen.where.partition + 1) % 3
+    where = say(still, OHLCV_AGG, seen.event, partition=wrong_one)
+    assert f"ETHUSDT at {where} belongs in partition {seen.where.partition}" in wrong(still, "partitions_agree")
+    producer = Producer({"bootstrap.servers": still.config.bootstrap})
+    producer.produce(TRADING_SIGNALS, value=b"{", key="ETHUSDT", partition=seen.where.partition)
+    assert producer.flush(30) == 0
+    assert "missing in RAW.REJECTS" in wrong(still, "rejects_equal_unreadable")
+
+
+def test_zz_trades_deleted_from_the_topic_are_named(still: Stack) -> None:
+    first = records(still, events.Trade, OHLCV_RAW, symbol="BTCUSDT")[0]
+    admin = AdminClient({"bootstrap.servers": still.config.bootstrap})
+    upto = TopicPartition(OHLCV_RAW, first.where.partition, first.where.offset + 3)
+    for future in admin.delete_records([upto]).values():
+        future.result(30)
+    detail = wrong(still, "trades_once")
+    assert "lost" in detail

@@ -1,0 +1,170 @@
+"""Each thing that can be wrong before anything runs is one line that names it and the remedy, with its exit code."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from marketflow_operator import cli
+from marketflow_operator.demo import KEPT, fresh_folder
+from marketflow_operator.doctor import examine as look
+from marketflow_operator.recording import Unreadable, examine
+from marketflow_stack.processes import free_port
+from marketflow_stack.stack import Ports
+from typer.testing import CliRunner
+
+LINE = '1723161255611000000 {"stream":"ethusdt@trade","data":{"e":"trade","E":1723161255612,"s":"ETHUSDT","t":%d,'
+LINE += '"p":"2683.80000000","q":"0.01000000","T":1723161255611,"m":true,"M":true}}\n'
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The command line in this process, with a state folder of its own: ``run("status")`` -> (code, text)."""
+    for name in list(os.environ):
+        if name.startswith("MARKETFLOW_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("MARKETFLOW_STACK_STATE", str(tmp_path / "state"))
+
+    def invoke(*arguments: str) -> tuple[int, str]:
+        cli.err.file, cli.out.file = None, None  # type: ignore[assignment]  # the streams of this invocation
+        found = CliRunner().invoke(cli.app, list(arguments))
+        return found.exit_code, re.sub(r"\x1b\[[0-9;]*m", "", found.output)
+
+    return invoke
+
+
+def test_help_lists_the_commands_and_documents_the_exit_codes(run: Any) -> None:
+    code, text = run("--help")
+    assert code == 0
+    for name in ("demo", "up", "status", "logs", "down", "audit", "doctor"):
+        assert re.search(rf"^│ {name} ", text, re.MULTILINE)
+    assert "Exit codes: 0 all is well" in " ".join(text.split())
+
+
+def test_the_version_is_said(run: Any) -> None:
+    code, text = run("--version")
+    assert code == 0
+    assert re.fullmatch(r"marketflow \d+\.\d+\.\d+\n", text)
+
+
+@pytest.mark.parametrize("speed", ["fast", "0", "-1", "nan", "1e9"])
+def test_a_wrong_speed_is_refused_before_anything_starts(run: Any, tmp_path: Path, speed: str) -> None:
+    code, text = run("demo", f"--speed={speed}")
+    assert code == cli.USAGE
+    assert text.strip() == f"marketflow: --speed (SPEED) is '{speed}': a number above 0 and at most 100000, or max"
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_recording_that_is_not_there_is_refused_before_anything_starts(run: Any, tmp_path: Path) -> None:
+    code, text = run("demo", "--replay", "/no/such/file.jsonl.gz")
+    assert code == cli.USAGE
+    assert text.startswith("marketflow: --replay (REPLAY): there is no recording /no/such/file.jsonl.gz; name a")
+    assert text.count("\n") == 1
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("text.jsonl", b"this is no capture\n", "line 1: it begins with b'this', not with a receive time; expected"),
+        ("half.jsonl", (LINE % 1).encode() + b'1723161255611000000 {"stream":\n', "line 2: "),
+        ("cut.jsonl.gz", gzip.compress((LINE % 1).encode() * 500)[:-20], "broken gzip data"),
+        ("empty.jsonl", b"", "holds no trades"),
+        ("other.csv", b"1,2,3\n", "the name of a trade dump tells its symbol"),
+    ],
+)
+def test_a_malformed_recording_is_refused_with_file_line_and_what_was_expected(
+    run: Any, tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    code, text = run("demo", "--replay", str(path))
+    assert code == cli.USAGE
+    assert str(path) in text
+    assert said in text
+    assert text.count("\n") == 1
+
+
+def test_a_recording_tells_its_symbols_and_how_many_trades_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "some.jsonl"
+    path.write_text("".join(LINE % number for number in range(5)))
+    found = examine(path)
+    assert (found.symbols, found.trades) == (("ETHUSDT",), 5)
+    with pytest.raises(Unreadable, match="no trades of"):
+        examine(path, ("BTCUSDT",))
+
+
+def test_a_report_that_is_a_folder_is_refused(run: Any, tmp_path: Path) -> None:
+    assert run("demo", "--report", str(tmp_path))[0] == cli.USAGE
+
+
+def test_without_java_the_demo_says_so_and_starts_nothing(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAVA_HOME", "/no/java/here")
+    code, text = run("demo")
+    assert code == cli.CANNOT
+    assert text.splitlines()[-1].startswith("marketflow: JAVA_HOME is /no/java/here, but there is no")
+
+
+def test_a_wrong_setting_is_named_with_its_variable(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARKETFLOW_STACK_KAFKA_PORT", "many")
+    code, text = run("up")
+    assert code == cli.USAGE
+    assert "MARKETFLOW_STACK_KAFKA_PORT" in text
+    monkeypatch.delenv("MARKETFLOW_STACK_KAFKA_PORT")
+    monkeypatch.setenv("MARKETFLOW_STACK_KAFKA_PROT", "9092")
+    code, text = run("doctor")
+    assert code == cli.USAGE
+    assert "did you mean MARKETFLOW_STACK_KAFKA_PORT?" in text
+
+
+def test_without_a_stack_status_says_so_and_down_has_nothing_to_do(run: Any) -> None:
+    assert run("status") == (1, "Nothing runs; start it with `make up`.\n")
+    code, text = run("status", "--json")
+    assert (code, text) == (1, '{"running": false, "processes": []}\n')
+    assert run("down") == (0, "Nothing runs.\n")
+    assert run("logs")[0] == cli.CANNOT
+    assert run("logs", "executor")[0] == cli.USAGE
+
+
+def test_an_audit_of_nothing_could_not_be_done(run: Any) -> None:
+    nowhere = f"127.0.0.1:{free_port()}"
+    code, text = run("audit", "--kafka", nowhere, "--exchange", f"http://{nowhere}", "--quiet", "0")
+    assert code == cli.CANNOT
+    assert f"no Kafka broker answers at {nowhere}" in text
+    assert "The audit could not be done" in text
+    assert " ok" not in text
+
+
+def test_the_doctor_names_who_holds_a_port(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        found = look(Ports(kafka=port), tmp_path, running=False)
+    holder = next(finding for finding in found if finding.name == f"port {port}")
+    assert not holder.ok
+    assert f"(pid {os.getpid()})" in holder.found
+    assert "MARKETFLOW_STACK_KAFKA_PORT" in holder.remedy
+
+
+def test_the_doctor_names_a_missing_java_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAVA_HOME", "/no/java/here")
+    java = next(finding for finding in look(Ports(), tmp_path, running=True) if finding.name == "Java")
+    assert not java.ok
+    assert java.remedy
+
+
+def test_old_runs_make_room_for_new_ones(tmp_path: Path) -> None:
+    for number in range(KEPT + 3):
+        (tmp_path / f"2024010{number}-000000-1" / "logs").mkdir(parents=True)
+    made = fresh_folder(tmp_path)
+    folders = [folder for folder in tmp_path.iterdir() if not folder.is_symlink()]
+    assert len(folders) == KEPT
+    assert made in folders
+    assert (tmp_path / "latest").resolve() == made
