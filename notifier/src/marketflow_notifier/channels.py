@@ -55,14 +55,14 @@ class Telegram:
 
     def __init__(self, url: str, token: str, chat_id: str, timeout: float) -> None:
         self._token, self._chat_id = token, chat_id
-        request = HTTPXRequest(
+        self._request = HTTPXRequest(
             connection_pool_size=1,
             connect_timeout=timeout,
             read_timeout=timeout,
             write_timeout=timeout,
             pool_timeout=timeout,
         )
-        self._bot = telegram.Bot(token, base_url=url, request=request)
+        self._bot = telegram.Bot(token, base_url=url, request=self._request)
         # The library is asynchronous and its connections belong to one loop: this channel's own.
         self._loop = asyncio.Runner()
 
@@ -93,7 +93,7 @@ class Telegram:
             raise Away(self._safe(error)) from None
 
     def close(self) -> None:
-        self._loop.run(self._bot.shutdown())
+        self._loop.run(self._request.shutdown())
         self._loop.close()
 
     def _safe(self, error: Exception) -> str:
