@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from marketflow_stack.testing import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(1200), pytest.mark.xdist_group("chain")]
 SPEED = os.environ.get("MARKETFLOW_TEST_SPEED", "4")
@@ -124,6 +125,8 @@ def test_kills_and_freezes_of_every_service_leave_candles_and_signals_byte_ident
 ) -> None:
     with chain(SPEED) as storm:
         storm.open_market()
+        # A topic without any record knows no first trade yet: an ingestor that starts then begins at its own minute.
+        eventually(lambda: storm.records("ohlcv_raw"))
         for service in FAULTED:
             storm.kill(service)
             storm.freeze(service)
