@@ -182,11 +182,11 @@ def describe(kind: type[BaseSettings]) -> list[tuple[str, str, str]]:
         default = field.get_default(call_default_factory=True)
         if isinstance(default, SecretStr):
             default = default.get_secret_value()
+        if isinstance(default, dict):
+            default = tuple(f"{key}:{value}" for key, value in default.items())
         if isinstance(default, tuple):
             default = ",".join(map(str, default))
         required = field.is_required()
-        if isinstance(default, dict):
-            default = tuple(f"{key}:{value}" for key, value in default.items())
         rows.append(
             (
                 f"{kind.model_config.get('env_prefix', '')}{name}".upper(),
