@@ -32,7 +32,7 @@ from . import doctor as examination
 from . import targets as addresses
 from .audit.gather import gather
 from .audit.judge import Verdict, judge
-from .recording import Unreadable, examine
+from .recording import Unreadable, check_market, examine
 from .report import encode, verdict_json
 from .settings import StackSettings
 from .table import show_verdict
@@ -142,11 +142,13 @@ def demo(
         if not right:
             return fail(f"--speed (SPEED) is {speed!r}: a number above 0 and at most 100000, or max", USAGE)
     recording = None
-    if replay is not None:
-        try:
+    try:
+        if replay is not None:
             recording = examine(replay, split(symbols))
-        except Unreadable as error:
-            return fail(f"--replay (REPLAY): {error}", USAGE)
+        else:
+            check_market(symbols=",".join(split(symbols) or DEFAULT_SYMBOLS))
+    except Unreadable as error:
+        return fail(f"{'--replay (REPLAY): ' if replay is not None else ''}{error}", USAGE)
     if report is not None and report.is_dir():
         return fail(f"--report (REPORT) is the folder {report}: name a file", USAGE)
     wanted = demonstration.Demo(

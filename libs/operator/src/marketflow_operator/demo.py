@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -153,7 +153,8 @@ def run(demo: Demo, state: Path, out: Console) -> Verdict:
         _where_next(out, demo, state)
         if demo.keep:
             out.print("the stack goes on running; Ctrl-C stops it")
-            threading.Event().wait()
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
     return found
 
 

@@ -1,4 +1,4 @@
-"""Whether a recording can be replayed, and what it holds: asked before anything is started.
+"""Whether a market can be played as asked for, and what a recording holds: found out before anything is started.
 
 The exchange simulator itself reads it, in a process of its own; must never guess at the format here.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Recording", "Unreadable", "examine"]
+__all__ = ["Recording", "Unreadable", "check_market", "examine"]
 
 _PROGRAM: Final = """
 import json, sys
@@ -26,9 +26,18 @@ else:
     print(json.dumps({"symbols": {tape.symbol: tape.size for tape in found.tapes}}))
 """
 
+_CHECK: Final = """
+import sys
+from marketflow_simulator.settings import SettingsError, parse
+try:
+    parse(sys.argv[1:])
+except SettingsError as error:
+    sys.exit(str(error))
+"""
+
 
 class Unreadable(Exception):
-    """The recording cannot be replayed; the text is one line that says why and what was expected."""
+    """The exchange simulator cannot play that; the text is one line that says why and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,14 @@ class Recording:
     path: Path
     symbols: tuple[str, ...]
     trades: int
+
+
+def check_market(**settings: str) -> None:
+    """Have the exchange simulator check its settings (symbols, seed, …). Raises Unreadable, naming the wrong one."""
+    options = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    asked = subprocess.run([sys.executable, "-c", _CHECK, *options], capture_output=True, text=True, check=False)
+    if asked.returncode != 0:
+        raise Unreadable((asked.stderr.strip().splitlines() or [f"status {asked.returncode}"])[-1])
 
 
 def examine(path: Path, symbols: tuple[str, ...] = ()) -> Recording:

@@ -122,53 +122,75 @@ def test_the_audit_holds_after_the_market_has_ended_and_orders_were_filled(still
 
 # --- the warehouse -----------------------------------------------------------------------------------
 
-TABLES = [
-    ("RAW.TRADES", "warehouse_rows_trades"),
-    ("RAW.FEED_EVENTS", "warehouse_rows_feed_events"),
-    ("STAGING.OHLCV_STREAM", "warehouse_rows_ohlcv_stream"),
-    ("ANALYTICS.SIGNALS_STREAM", "warehouse_rows_signals_stream"),
-    ("ANALYTICS.ORDER_EVENTS", "warehouse_rows_order_events"),
-]
+TABLES = {
+    "RAW.TRADES": ("warehouse_rows_trades", "PRICE"),
+    "RAW.FEED_EVENTS": ("warehouse_rows_feed_events", "KLINE_QUOTE_VOLUME"),
+    "STAGING.OHLCV_STREAM": ("warehouse_rows_ohlcv_stream", "TAKER_BUY_QUOTE_VOLUME"),
+    "ANALYTICS.SIGNALS_STREAM": ("warehouse_rows_signals_stream", "MOMENTUM"),
+    "ANALYTICS.ORDER_EVENTS": ("warehouse_rows_order_events", "QUOTE_QTY"),
+}
 
 
-@pytest.mark.parametrize(("table", "check"), TABLES)
-def test_a_row_deleted_from_and_one_repeated_in_the_warehouse_are_named(still: Stack, table: str, check: str) -> None:
+@pytest.fixture
+def rows(still: Stack) -> Iterator[tuple[Callable[..., list[Any]], dict[str, tuple[str, str]]]]:
+    """One row of each table: (statement runner, table -> (condition, coordinates)); put back as it was afterwards."""
     with warehouse(still) as run:
-        topic, partition, offset = run(
-            f"SELECT KAFKA_TOPIC, KAFKA_PARTITION, KAFKA_OFFSET FROM {table} ORDER BY 2, 3 LIMIT 1"
-        )[0]
-        this = f"KAFKA_TOPIC = '{topic}' AND KAFKA_PARTITION = {partition} AND KAFKA_OFFSET = {offset}"
-        run(f"CREATE TABLE RAW.SPARE AS SELECT * FROM {table} WHERE {this}")
+        chosen = {}
+        for table, (_, column) in TABLES.items():
+            where = run(
+                f"SELECT KAFKA_TOPIC, KAFKA_PARTITION, KAFKA_OFFSET FROM {table} WHERE {column} IS NOT NULL "
+                "ORDER BY 2, 3 LIMIT 1"
+            )[0]
+            this = "KAFKA_TOPIC = '{}' AND KAFKA_PARTITION = {} AND KAFKA_OFFSET = {}".format(*where)
+            chosen[table] = (this, "{}/{}@{}".format(*where))
+            run(f"CREATE TABLE {spare(table)} AS SELECT * FROM {table} WHERE {this}")
         try:
-            run(f"INSERT INTO {table} SELECT * FROM RAW.SPARE")
-            assert f"{topic}/{partition}@{offset} stands 2 times in {table}" in wrong(still, check)
-            run(f"DELETE FROM {table} WHERE {this}")
-            assert f"{topic}/{partition}@{offset} missing in {table}" in wrong(still, check)
-            run(f"INSERT INTO {table} SELECT * FROM RAW.SPARE")
+            yield run, chosen
         finally:
-            run("DROP TABLE RAW.SPARE")
-    right(still, check)
+            for table, (this, _) in chosen.items():
+                run(f"DELETE FROM {table} WHERE {this}")
+                run(f"INSERT INTO {table} SELECT * FROM {spare(table)}")
+                run(f"DROP TABLE {spare(table)}")
 
 
-@pytest.mark.parametrize(
-    ("table", "column"),
-    [
-        ("RAW.TRADES", "PRICE"),
-        ("STAGING.OHLCV_STREAM", "TAKER_BUY_QUOTE_VOLUME"),
-        ("ANALYTICS.SIGNALS_STREAM", "MOMENTUM"),
-        ("ANALYTICS.ORDER_EVENTS", "QUOTE_QTY"),
-    ],
-)
-def test_a_digit_changed_in_the_warehouse_is_named(still: Stack, table: str, column: str) -> None:
-    with warehouse(still) as run:
-        topic, partition, offset = run(
-            f"SELECT KAFKA_TOPIC, KAFKA_PARTITION, KAFKA_OFFSET FROM {table} WHERE {column} IS NOT NULL LIMIT 1"
-        )[0]
-        this = f"KAFKA_TOPIC = '{topic}' AND KAFKA_PARTITION = {partition} AND KAFKA_OFFSET = {offset}"
+def spare(table: str) -> str:
+    return f"RAW.SPARE_{table.partition('.')[2]}"
+
+
+def test_rows_deleted_from_the_warehouse_are_named(still: Stack, rows: Any) -> None:
+    run, chosen = rows
+    for table, (this, _) in chosen.items():
+        run(f"DELETE FROM {table} WHERE {this}")
+    code, checks = still.audit()
+    assert code == 1
+    for table, (_, where) in chosen.items():
+        assert checks[TABLES[table][0]]["ok"] is False
+        assert checks[TABLES[table][0]]["detail"] == f"{where} missing in {table}"
+
+
+def test_rows_repeated_in_the_warehouse_are_named(still: Stack, rows: Any) -> None:
+    run, chosen = rows
+    for table in chosen:
+        run(f"INSERT INTO {table} SELECT * FROM {spare(table)}")
+    code, checks = still.audit()
+    assert code == 1
+    for table, (_, where) in chosen.items():
+        assert checks[TABLES[table][0]]["detail"] == f"{where} stands 2 times in {table}"
+
+
+def test_digits_changed_in_the_warehouse_are_named(still: Stack, rows: Any) -> None:
+    run, chosen = rows
+    for table, (this, _) in chosen.items():
+        column = TABLES[table][1]
         run(f"UPDATE {table} SET {column} = {column} + 0.00000001 WHERE {this}")
-        assert f"{table} {topic}/{partition}@{offset}: {column} " in wrong(still, "warehouse_values")
-        run(f"UPDATE {table} SET {column} = {column} - 0.00000001 WHERE {this}")
-    right(still, "warehouse_values")
+    detail = wrong(still, "warehouse_values")
+    for table, (_, where) in chosen.items():
+        assert f"{table} {where}: {TABLES[table][1]} " in detail
+
+
+def test_the_warehouse_is_whole_again_after_that(still: Stack) -> None:
+    code, checks = still.audit()
+    assert (code, [check for check in checks.values() if not check["ok"]]) == (0, [])
 
 
 def test_a_position_moved_back_in_the_warehouse_is_named(still: Stack) -> None:

@@ -89,6 +89,13 @@ def test_a_malformed_recording_is_refused_with_file_line_and_what_was_expected(
     assert text.count("\n") == 1
 
 
+def test_a_symbol_that_the_exchange_cannot_have_is_refused_before_anything_starts(run: Any, tmp_path: Path) -> None:
+    code, text = run("demo", "--symbols", "FOO")
+    assert code == cli.USAGE
+    assert text.startswith("marketflow: wrong setting: MARKETFLOW_SIMULATOR_SYMBOLS='FOO': symbol 'FOO' ends with none")
+    assert not (tmp_path / "state").exists()
+
+
 def test_a_recording_tells_its_symbols_and_how_many_trades_it_holds(tmp_path: Path) -> None:
     path = tmp_path / "some.jsonl"
     path.write_text("".join(LINE % number for number in range(5)))

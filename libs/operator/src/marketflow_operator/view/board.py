@@ -29,6 +29,7 @@ __all__ = ["SPARK", "Board", "Line", "Service", "SymbolLine"]
 
 SPARK: Final = 40
 """Closes that are remembered for the little chart of a symbol."""
+_ZEROS: Final = re.compile(r"(?<=\.\d\d)0+\b|(?<=\.)(\d\d\d*?[1-9])0+\b")
 REFERENCE: Final = re.compile(r"[a-z_]+/\d+@\d+")
 NEWS: Final = 50
 """Messages that are remembered."""
@@ -163,7 +164,7 @@ class Board:
         if newer or (line.signal is not None and line.signal.signal_type == "HOLD"):
             line.signal = signal
         if signal.signal_type != "HOLD":
-            why = "; ".join(signal.reasons)
+            why = _ZEROS.sub(r"\1", "; ".join(signal.reasons))
             text = f"{signal.symbol} {signal.signal_type} at {plain(signal.close)}  {signal.strategy}: {why}"
             self.news.append(Line(seen.appended_ms, signal.signal_type, text, str(seen.where)))
 

@@ -1,0 +1,58 @@
+"""The demo as an operator runs it: interrupted, it leaves no process and no port; the command line is a process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from marketflow_stack.processes import port_is_free
+from marketflow_stack.stack import running
+from marketflow_stack.testing import eventually
+
+pytestmark = pytest.mark.broker
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_in_the_middle_of_a_demo_leaves_no_process_and_no_port(tmp_path: Path) -> None:
+    output = tmp_path / "output.txt"
+    command = [sys.executable, "-m", "marketflow_operator", "demo", "--state", str(tmp_path), "--speed", "5"]
+    with output.open("wb") as sink:
+        demo = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
+    try:
+        eventually(lambda: "the market opens" in output.read_text() or demo.poll() is not None, timeout=240)
+        found = running(tmp_path / "demo" / "latest")
+        assert found is not None, output.read_text()
+        processes = [entry.process for entry in found[0].processes if entry.process is not None]
+        ports = [port for entry in found[0].processes for port in entry.ports.values()]
+        assert len(processes) >= 10
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(120) == 130
+    finally:
+        if demo.poll() is None:
+            demo.kill()
+            demo.wait()
+    assert not [process for process in processes if process.alive()]
+    assert all(port_is_free(port) for port in ports)
+    said = output.read_text().splitlines()
+    assert said[-2:] == ["everything has stopped", "marketflow: interrupted"]
+    assert "Traceback" not in output.read_text()
+
+
+def test_up_says_who_holds_a_taken_port(marketflow: Any, tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        environment = {**os.environ, "MARKETFLOW_STACK_KAFKA_PORT": str(port)}
+        done = marketflow("up", "--state", str(tmp_path), env=environment)
+    assert done.returncode == 3
+    assert done.stderr.startswith(f"marketflow: kafka needs port {port}: port {port} is taken by ")
+    assert f"(pid {os.getpid()})" in done.stderr
+    assert "Traceback" not in done.stderr
