@@ -309,6 +309,7 @@ class Stage:
         self.check_books()
 
     def close(self) -> None:
+        self._publishers.clear()
         for executor in self.executors:
             executor.close()
         self.exchange.close()
