@@ -16,7 +16,7 @@ $(VENV)/.ready: requirements.lock $(PARTS:%=%/pyproject.toml)
 	@echo "setting up $(VENV) (once, about a minute)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install -q --disable-pip-version-check uv
-	@$(BIN)/python -m uv pip install -q --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/python -m uv pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	@$(BIN)/python -m uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation $(PARTS:%=-e ./%)
 	@touch $@
 
