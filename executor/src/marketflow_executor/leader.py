@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-from marketflow_common import logs, topics
+from marketflow_common import clock, logs, topics
 from marketflow_common.health import Health
 from marketflow_common.kafka import client
 from marketflow_common.kafka.client import FatalKafkaError, Fenced
@@ -63,7 +63,19 @@ class Election:
             self._idle.set()
 
     def _run(self) -> None:
-        topic = self._kafka.topic(topics.ORDER_EVENTS)
+        try:
+            while not self._stop.is_set():
+                self._member()
+        except KafkaException as error:
+            self._failure = FatalKafkaError(error.args[0].str())
+        except BaseException as error:  # noqa: BLE001 - raised by term(), on the engine's thread
+            self._failure = error
+        finally:
+            self._leads = False
+
+    def _member(self) -> None:
+        """Be a member of the group until it goes on without us, or until we stop."""
+        lost = threading.Event()
 
         def assigned(consumer: Consumer, partitions: list[TopicPartition]) -> None:
             consumer.assign([TopicPartition(p.topic, p.partition, 0) for p in partitions])
@@ -79,26 +91,25 @@ class Election:
             self._idle.wait(HANDOVER_S)
             _log.info("revoked", term=self._term)
 
-        def lost(_: Consumer, partitions: list[TopicPartition]) -> None:
+        def gone(_: Consumer, partitions: list[TopicPartition]) -> None:
             self._leads = False
+            lost.set()
             _log.warning("lost", term=self._term, detail="the group has gone on without this instance")
 
+        # Range gives partition 0 to the member whose id sorts first, and ids begin with client.id: so the member of
+        # longest standing leads, and one that joins (again) takes the lead from nobody.
+        consumer = client.consumer(self._kafka, self._group, **{"client.id": f"{clock.now_us():020d}"})
         try:
-            consumer = client.consumer(self._kafka, self._group)
-            try:
-                consumer.subscribe([topic], on_assign=assigned, on_revoke=revoked, on_lost=lost)
-                while not self._stop.is_set():
-                    message = consumer.poll(0.05)
-                    error = message.error() if message is not None else None
-                    if error is not None and error.fatal():
-                        raise FatalKafkaError(error.str())
-            finally:
-                self._leads = False
-                consumer.close()
-        except KafkaException as error:
-            self._failure = FatalKafkaError(error.args[0].str())
-        except BaseException as error:  # noqa: BLE001 - raised by term(), on the engine's thread
-            self._failure = error
+            topic = self._kafka.topic(topics.ORDER_EVENTS)
+            consumer.subscribe([topic], on_assign=assigned, on_revoke=revoked, on_lost=gone)
+            while not self._stop.is_set() and not lost.is_set():
+                message = consumer.poll(0.05)
+                error = message.error() if message is not None else None
+                if error is not None and error.fatal():
+                    raise FatalKafkaError(error.str())
+        finally:
+            self._leads = False
+            consumer.close()
 
 
 def lead(
