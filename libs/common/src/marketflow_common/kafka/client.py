@@ -104,7 +104,8 @@ def _security(kafka: KafkaSettings) -> dict[str, Any]:
         "security.protocol": kafka.security_protocol,
         # A broker that comes back is found again within a second, not after the default of ten.
         "reconnect.backoff.max.ms": 1_000,
-        "log_level": 3,
+        # error_cb reports outages, once per event; librdkafka itself would print a line per connection and retry.
+        "log_level": 2,
     }
     if kafka.security_protocol.startswith("SASL"):
         config |= {
