@@ -165,6 +165,16 @@ def test_restarts_at_any_place_change_no_signal(random: Random, length: int) -> 
     assert found == straight
 
 
+@settings(max_examples=100, deadline=None)
+@given(randoms, st.integers(1, 120))
+def test_there_is_one_signal_per_first_statement_and_strategy(random: Random, length: int) -> None:
+    candles = history(random, length)
+    made = SignalLane(built_in(), "1m").process([Record(i, 0, c) for i, c in enumerate(candles)])
+    wanted = [(c.symbol, c.open_time, name) for c in candles if not c.revision for name in ("weak_levels", "band")]
+    assert [(s.symbol, s.open_time, s.strategy) for s in made if isinstance(s, Signal)] == wanted
+    assert len({s.id for s in made if isinstance(s, Signal)}) == len(wanted)
+
+
 @settings(max_examples=50, deadline=None)
 @given(randoms)
 def test_only_the_last_lookback_candles_count(random: Random) -> None:
