@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,11 @@ def watermark_of(candle: Candle) -> Watermark:
 class Market:
     """What has been published so far, by topic and partition; ``land`` brings the rest to the warehouse."""
 
+    start = START
+
     def __init__(self, tables: Any) -> None:
         self.tables = tables
+        self.late: tuple[Trade, Candle] | None = None
         self.log: dict[tuple[str, int], list[Event]] = {}
         self._landed: dict[tuple[str, int], int] = {}
         self._warehouse = Warehouse(tables.settings)
@@ -150,8 +154,7 @@ def signal_of(candle: Candle, number: int) -> Signal:
     )  # fmt: skip
 
 
-@pytest.fixture
-def market(tables: Any) -> Any:
+def land(tables: Any) -> Market:
     """Two symbols, seven minutes each over midnight; the seventh minute is open and not stated."""
     found = Market(tables)
     for partition, symbol in ((0, "ETHUSDT"), (1, "BTCUSDT")):
@@ -181,10 +184,27 @@ def market(tables: Any) -> Any:
         found.publish(names.ORDER_EVENTS, partition, AccountOpened("main", "testnet", {"USDT": Decimal(10_000)}, START))
         found.publish(names.ORDER_EVENTS, partition, *fills_of("main", symbol, candles))
         if late is not None:
-            found.late = (late, amended)  # type: ignore[attr-defined]
+            found.late = (late, amended)
     found.land()
-    yield found
-    found.close()
+    return found
+
+
+@pytest.fixture
+def land_market() -> Iterator[Callable[[Any], Market]]:
+    markets: list[Market] = []
+
+    def make(tables: Any) -> Market:
+        markets.append(land(tables))
+        return markets[-1]
+
+    yield make
+    for market in markets:
+        market.close()
+
+
+@pytest.fixture
+def market(tables: Any, land_market: Callable[[Any], Market]) -> Market:
+    return land_market(tables)
 
 
 class Dbt:
@@ -212,6 +232,18 @@ class Dbt:
         done = self(*arguments)
         assert done.returncode == 0, done.stdout[-6_000:] + done.stderr[-2_000:]
         return done.stdout
+
+    def failures(self, *arguments: str) -> set[str]:
+        """Names of the tests that failed; an error is none of them."""
+        done = self(*arguments)
+        results = json.loads((self._folder / "target" / "run_results.json").read_text())["results"]
+        assert {r["status"] for r in results} <= {"pass", "fail"}, done.stdout[-6_000:]
+        return {self._name(r["unique_id"]) for r in results if r["status"] == "fail"}
+
+    @staticmethod
+    def _name(unique_id: str) -> str:
+        """``test.marketflow.<name>`` or ``test.marketflow.<name>.<hash>``."""
+        return unique_id.split(".")[2]
 
 
 @pytest.fixture
