@@ -94,7 +94,8 @@ class Market:
         self.seek(start_us)
 
     def seek(self, us: int) -> None:
-        """Go to market time `us` without telling anyone what happens on the way."""
+        """Go to market time `us`, at most to the end, without telling anyone what happens on the way."""
+        us = min(us, self.last_us + 1)  # a market that has ended closes no further minute, however late it is resumed
         self.time_us = min(us, self.last_us)
         self._latest.clear()
         self.next_mark_us = us // MARK_US * MARK_US + MARK_US

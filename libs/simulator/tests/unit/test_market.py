@@ -165,6 +165,16 @@ def test_going_to_a_time_is_the_same_as_having_lived_through_it() -> None:
     assert one_heard.events == other_heard.events
 
 
+def test_a_market_resumed_long_after_its_end_closes_no_further_minute() -> None:
+    lived = synthetic(minutes=3)
+    while not lived.ended:
+        lived.advance(FOREVER_US, 100)
+    resumed = synthetic(minutes=3)
+    resumed.seek(START + 90 * MINUTE_US)
+    assert (resumed.ended, resumed.time_us, resumed.closed_us) == (True, lived.time_us, lived.closed_us)
+    assert resumed.symbols["BTCUSDT"].last == lived.symbols["BTCUSDT"].last
+
+
 def test_history_ends_where_the_stream_begins() -> None:
     market = synthetic()
     symbol = market.symbols["ETHUSDT"]
