@@ -165,7 +165,9 @@ class Rows:
         moves, ranges = [], []
         for slot, messages in batches.items():
             held = self._held[slot]
-            fresh = [message for message in messages if _offset(message) >= held.next_offset]
+            # All are fresh but after somebody else has landed some of them; in order they are in any case.
+            late = held.next_offset > _offset(messages[0])
+            fresh = [m for m in messages if _offset(m) >= held.next_offset] if late else messages
             if not fresh:
                 continue
             rejected = landing.add(self._rows(slot, held.place, fresh))
@@ -193,8 +195,10 @@ class Rows:
         return counts
 
     def _rows(self, slot: Slot, place: Place, messages: Sequence[Message]) -> list[Row]:
+        topic, (name, topic_id, partition) = slot.topic, place
         return [
-            Row(slot.topic, *place, _offset(m), m.timestamp()[1], _bytes(m.key()), _bytes(m.value())) for m in messages
+            Row(topic, name, topic_id, partition, m.offset(), m.timestamp()[1], m.key(), m.value())  # type: ignore[arg-type]
+            for m in messages
         ]
 
     def _same_topics(self, batches: Batches) -> None:
@@ -234,10 +238,6 @@ def _offset(message: Message) -> int:
     offset = message.offset()
     assert offset is not None
     return offset
-
-
-def _bytes(data: str | bytes | None) -> bytes | None:
-    return data.encode() if isinstance(data, str) else data
 
 
 def _file_name(moves: Sequence[tuple[Position, int]]) -> str:

@@ -147,11 +147,24 @@ def fills_of(account: str, symbol: str, candles: Sequence[Candle]) -> list[Event
     return events
 
 
-def signal_of(candle: Candle, number: int) -> Signal:
-    return Signal(
-        f"{candle.symbol}-{candle.open_time}", "levels", "{}", candle.symbol, "1m", candle.open_time, candle.close,
-        candle.volume, ZERO, ("BUY", "SELL")[number % 2], candle.last_trade_id, {"low": candle.low}, ("because",),
-    )  # fmt: skip
+def signals_of(candles: Sequence[Candle]) -> list[Signal]:
+    """The band rule, with factors that make each of the three signals; the first minute has no previous one."""
+    factors = {"buy_factor": Decimal("1.001"), "momentum_window": 1, "sell_factor": Decimal("1.004")}
+    signals, parameters = [], json.dumps(factors, default=str)
+    for previous, candle in zip([None, *candles], candles, strict=False):
+        kind: Any = "HOLD"
+        levels = {}
+        if previous is not None:
+            levels = {"previous_low": previous.low, "previous_high": previous.high}
+            below = candle.close < previous.low * Decimal("1.001")
+            kind = "BUY" if below else "SELL" if candle.close > previous.high * Decimal("1.004") else "HOLD"
+        signals.append(
+            Signal(
+                f"{candle.symbol}-{candle.open_time}", "band", parameters, candle.symbol, "1m", candle.open_time,
+                candle.close, candle.volume, ZERO, kind, candle.last_trade_id, levels, ("because",),
+            )
+        )  # fmt: skip
+    return signals
 
 
 def land(tables: Any) -> Market:
@@ -179,8 +192,7 @@ def land(tables: Any) -> Market:
             )
         found.publish(names.OHLCV_RAW, partition, *trades, *map(watermark_of, candles))
         found.publish(names.OHLCV_AGG, partition, *candles)
-        signals = [signal_of(candle, number) for number, candle in enumerate(candles)]
-        found.publish(names.TRADING_SIGNALS, partition, *signals)
+        found.publish(names.TRADING_SIGNALS, partition, *signals_of(candles))
         found.publish(names.ORDER_EVENTS, partition, AccountOpened("main", "testnet", {"USDT": Decimal(10_000)}, START))
         found.publish(names.ORDER_EVENTS, partition, *fills_of("main", symbol, candles))
         if late is not None:

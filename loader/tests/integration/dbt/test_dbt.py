@@ -55,11 +55,12 @@ def test_damage_is_named_by_the_test_it_concerns(market: Any, dbt: Any) -> None:
     tables.ask(f"UPDATE ANALYTICS.ORDER_EVENTS SET REALIZED_PNL = REALIZED_PNL + {digit} WHERE FILL_ID = 103")
     tables.ask("INSERT INTO RAW.TRADES SELECT * FROM RAW.TRADES WHERE KAFKA_PARTITION = 1 AND KAFKA_OFFSET = 5")
     tables.ask("DELETE FROM ANALYTICS.ORDER_EVENTS WHERE FILL_ID = 102 AND SYMBOL = 'ETHUSDT'")
-    tables.ask("UPDATE ANALYTICS.TRADING_SIGNALS SET SIGNAL_TYPE = 'MAYBE' WHERE LAST_TRADE_ID > 2020")
+    tables.ask("UPDATE ANALYTICS.TRADING_SIGNALS SET SIGNAL_TYPE = 'MAYBE' WHERE LAST_TRADE_ID > 2050")
     failed = dbt.failures("test")
     assert failed == {
         "parity_candles",
         "parity_pnl",
+        "parity_band_signals",
         "portfolio_pnl_adds_up",
         "source_unique_together_raw_TRADES_KAFKA_TOPIC_ID__KAFKA_PARTITION__KAFKA_OFFSET",
         "source_unique_together_raw_TRADES_KAFKA_TOPIC_ID__SYMBOL__TRADE_ID",
