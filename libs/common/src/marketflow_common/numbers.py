@@ -60,6 +60,8 @@ def number(text: str) -> Decimal:
 
 def check(value: Decimal) -> Decimal:
     """Return the value if it is finite and fits NUMBER(38,18); raise NotANumber otherwise."""
+    if value.same_quantum(_EIGHT_PLACES) and value.adjusted() < MAX_INTEGER_DIGITS:
+        return value  # as the exchange prints it; this runs for every number of every record
     if not value.is_finite():
         raise NotANumber(f"{value} is not finite")
     if value.adjusted() >= MAX_INTEGER_DIGITS and abs(value) >= _LIMIT:

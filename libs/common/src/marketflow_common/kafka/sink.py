@@ -190,6 +190,7 @@ class Sink:
         if first is None:
             return
         room = max(0, self._limits.rows - self._rows - 1)
+        taken = dict.fromkeys(self._sources, 0)
         for message in [first, *(consumer.consume(room, 0) if room else [])]:
             error = message.error()
             if error is None:
@@ -198,13 +199,15 @@ class Sink:
                     self._buffers[slot].append(message)
                     self._rows += 1
                     self._bytes += len(message)
-                    metrics.MESSAGES_IN.labels(slot.topic).inc()
+                    taken[slot.topic] += 1
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 raise client.PositionLost(f"{error.str()}; nothing was reset")
             elif error.fatal():
                 raise FatalKafkaError(error.str())
             else:
                 _log.warning("consume_error", detail=error.str())
+        for topic, count in taken.items():
+            metrics.MESSAGES_IN.labels(topic).inc(count)
         if self._oldest is None and self._rows:
             self._oldest = time.monotonic()
 
