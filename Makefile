@@ -37,12 +37,13 @@ check: setup ## Formatting, lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Four workers on two cores: most of a test's time is waiting. Tests of the whole chain come first, they take longest.
+# Four workers on two cores: most of a test's time is waiting. A file stays on one worker, because its tests share what
+# is slow to start; files keep their order, in which those that take longest come first.
 WORKERS ?= 4
 .PHONY: test
 test: setup ## All that CI checks: make check, then every test; WORKERS=4, PYTEST='-k words'
 	@$(MAKE) --no-print-directory check
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 .PHONY: fix
 fix: setup ## Format and mend what the linter can

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from marketflow_stack.testing import eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(1200), pytest.mark.xdist_group("chain")]
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(1200)]
 SPEED = os.environ.get("MARKETFLOW_TEST_SPEED", "4")
 FAULTED = ("ingestor", "aggregator", "strategy", "executor", "loader")
 

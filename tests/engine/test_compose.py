@@ -20,7 +20,7 @@ from confluent_kafka import Consumer, TopicPartition
 from marketflow_stack.processes import free_port
 from marketflow_stack.testing import eventually
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(1_800), pytest.mark.xdist_group("engine")]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1_800)]
 ROOT = Path(__file__).parents[2]
 SIMULATOR = ["--env-file", "infra/compose/sim.env", "--profile", "sim"]
 SERVICES = ("ingestor", "aggregator", "strategy", "executor", "notifier", "loader")
