@@ -229,7 +229,9 @@ def test_a_message_dropped_from_and_one_repeated_in_the_recording_are_named(stil
     assert f"{first['channel']} was not told of {reference}" in wrong(still, "notifications_delivered")
     with stopped(still, "recorder"):
         path.write_bytes(whole + lines[0])
-    assert f"{first['channel']} was told again of {reference}" in wrong(still, "notifications_repeated")
+    detail = wrong(still, "notifications_repeated")
+    assert f"{first['channel']} was told again of" in detail
+    assert reference in detail
     with stopped(still, "recorder"):
         path.write_bytes(whole)
     right(still, "notifications_delivered")
@@ -265,7 +267,8 @@ def test_a_fill_dropped_from_and_a_digit_changed_in_the_exchanges_ledger_are_nam
     assert "commission " in checks["fills_equal_exchange"]["detail"]
     with stopped(still, "simulator"):
         path.write_bytes(whole)
-    right(still, "balances_equal_fold")
+    code, checks = still.audit()
+    assert (code, [check for check in checks.values() if not check["ok"]]) == (0, [])
 
 
 # --- what cannot be reached --------------------------------------------------------------------------
@@ -274,7 +277,7 @@ def test_a_fill_dropped_from_and_a_digit_changed_in_the_exchanges_ledger_are_nam
 def test_what_cannot_be_reached_is_not_checked_and_never_holds(still: Stack) -> None:
     with stopped(still, "recorder"):
         code, checks = still.audit()
-        assert code == 3
+        assert (code, [(name, c["detail"]) for name, c in checks.items() if c["ok"] is False]) == (3, [])
         assert checks["notifications_delivered"]["ok"] is None
         assert f"no recording at {still.config.url('recorder')}" in checks["notifications_delivered"]["detail"]
         assert checks["trades_once"]["ok"] is True
