@@ -48,11 +48,12 @@ class Section(NamedTuple):
     settings: list[Setting]
 
 
-def compose_ports() -> list[Setting]:
+def of_compose() -> list[Setting]:
     """The variables of docker-compose.yaml that are no settings of a program."""
-    found = re.findall(r"\$\{([A-Z]+_PORT):-(\d+)\}", (ROOT / "docker-compose.yaml").read_text())
+    found = re.findall(r"\$\{([A-Z]+_[A-Z]+):-([a-z0-9]+)\}", (ROOT / "docker-compose.yaml").read_text())
+    meanings = {"IMAGE_PREFIX": "registry and folder of the images", "IMAGE_TAG": "tag of the images"}
     return [
-        Setting(name, default, f"port on 127.0.0.1 for {name.removesuffix('_PORT').lower()}")
+        Setting(name, default, meanings.get(name) or f"port on 127.0.0.1 for {name.removesuffix('_PORT').lower()}")
         for name, default in dict.fromkeys(found)
     ]
 
@@ -82,7 +83,7 @@ def sections() -> Iterator[Section]:
     yield Section("operator", "Read by `marketflow audit` for a stack that it did not start itself.", operator)
     dbt = [Setting("MARKETFLOW_DBT_TARGET", "dev", "dev: a local warehouse; prod: a Snowflake account, by key pair")]
     yield Section("dbt", "Read by dbt's profile, beside Snowflake's.", dbt)
-    yield Section("docker compose", "Read by docker-compose.yaml only.", compose_ports())
+    yield Section("docker compose", "Read by docker-compose.yaml only.", of_compose())
 
 
 ENV_HEAD = """\

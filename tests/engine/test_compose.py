@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shlex
 import subprocess
 import sys
@@ -35,9 +36,11 @@ class Suite:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.name = f"marketflow-test-{os.getpid()}"
+        self.name = f"marketflow-test-{os.getpid()}-{secrets.token_hex(2)}"
         self.ports = {part: free_port() for part in PARTS}
-        self.env = os.environ | {f"{part.upper()}_PORT": str(port) for part, port in self.ports.items()}
+        # Images of its own too: what somebody else builds meanwhile must not take their place.
+        self.env = os.environ | {"IMAGE_TAG": self.name}
+        self.env |= {f"{part.upper()}_PORT": str(port) for part, port in self.ports.items()}
 
     def compose(self, *arguments: str, build: bool = False) -> str:
         command = shlex.split(
@@ -114,6 +117,9 @@ def suite(tmp_path: Path) -> Iterator[Suite]:
     suite = Suite(tmp_path)
     yield suite
     suite.compose("down", "--volumes", "--timeout", "20")
+    built = suite.run(["docker", "image", "ls", "--quiet", "--filter", f"reference=marketflow/*:{suite.name}"]).split()
+    if built:
+        suite.run(["docker", "image", "rm", "--force", *set(built)])
 
 
 def healthy(suite: Suite) -> bool:
@@ -140,7 +146,7 @@ def test_the_suite_comes_up_trades_and_is_whole_again_after_kills(suite: Suite) 
 @pytest.mark.parametrize("service", [name for name in SERVICES if name not in MAY_BE_LARGER])
 def test_a_services_image_is_small_and_runs_as_an_ordinary_user(suite: Suite, service: str) -> None:
     suite.compose("build", service, build=True)
-    image = json.loads(suite.run(["docker", "image", "inspect", f"marketflow/{service}"]))[0]
+    image = json.loads(suite.run(["docker", "image", "inspect", f"marketflow/{service}:{suite.name}"]))[0]
     assert image["Size"] < LIMIT
     assert image["Config"]["User"] == "10001"
     assert "healthz" in " ".join(image["Config"]["Healthcheck"]["Test"])
