@@ -48,4 +48,4 @@ def test_a_wrong_setting_of_a_nested_part_is_named_with_that_parts_prefix(monkey
 
 
 def test_secrets_are_not_shown() -> None:
-    assert "word" not in repr(SnowflakeSettings(**NEEDED, password="word", private_key_password="word"))
+    assert "hunter2" not in repr(SnowflakeSettings(**NEEDED, password="hunter2", private_key_password="hunter2"))
