@@ -157,7 +157,7 @@ def topics_file(pytestconfig: pytest.Config) -> Path:
     return pytestconfig.rootpath / "infra" / "kafka-topics.tf"
 
 
-def eventually(check: Callable[[], T], timeout: float = 30, interval: float = 0.05) -> T:
+def eventually(check: Callable[[], T], timeout: float = 120, interval: float = 0.05) -> T:
     """Ask until `check` returns something true, and return that; an AssertionError in it counts as "not yet".
 
     After `timeout` seconds it raises AssertionError with what the last try said. In a coroutine:
@@ -181,7 +181,7 @@ def _attempt(check: Callable[[], T]) -> tuple[str, T | None]:
     return f"the last answer was {result!r}", result
 
 
-def read_all(bootstrap: str, topic: str, isolation: str = "read_committed", timeout: float = 30) -> list[Message]:
+def read_all(bootstrap: str, topic: str, isolation: str = "read_committed", timeout: float = 120) -> list[Message]:
     """Every record of a topic up to its end at this moment, by partition and offset.
 
     The end of a `read_committed` reader is the last stable offset: it stands before an open transaction.
