@@ -246,7 +246,7 @@ def _nothing() -> ExitStack:
 
 
 def _where_next(out: Console, demo: Demo, state: Path) -> None:
-    shown = os.path.relpath(state)
+    shown = str(state.relative_to(Path.cwd()) if state.is_relative_to(Path.cwd()) else state)
     out.print()
     out.print(f"logs of every process   {shown}/logs/   (marketflow logs --state {shown} executor)")
     out.print(f"dbt's log and results   {shown}/dbt/")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from marketflow_common import events
 from marketflow_operator.audit.bands import signals_recomputed
 from marketflow_operator.audit.model import Evidence, Exchange, Seen, Where
-from marketflow_operator.audit.settled import closed_until, pending
+from marketflow_operator.audit.settled import closed_until, pending_channels, pending_topics, pending_warehouse
 
 Build = Callable[..., Evidence]
 MINUTE = 60_000_000
@@ -22,7 +22,9 @@ MINUTE = 60_000_000
 
 def lacking(evidence: Evidence) -> list[str]:
     assert evidence.exchange is not None
-    return pending(evidence, closed_until(evidence.exchange.feeds))
+    assert evidence.warehouse is not None
+    upstream = pending_topics(evidence, closed_until(evidence.exchange.feeds))
+    return upstream + pending_warehouse(evidence, evidence.warehouse) + pending_channels(evidence)
 
 
 def without(evidence: Evidence, topic: str, which: Callable[[Any], bool]) -> Evidence:

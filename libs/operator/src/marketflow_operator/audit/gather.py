@@ -17,7 +17,7 @@ from marketflow_common.events import Trade
 from ..targets import Targets
 from .exchange import ExchangeReader
 from .model import Evidence, Exchange, Message, Warehouse
-from .settled import closed_until, pending
+from .settled import closed_until, pending_channels, pending_topics, pending_warehouse
 from .topics import CannotRead, TopicReader
 from .warehouse import WarehouseReader
 
@@ -62,14 +62,22 @@ class _Gathering:
         return _Asked(self.missing, part)
 
     def run(self, timeout: float, quiet: float, say: Callable[[str], None]) -> Evidence:
-        deadline = time.monotonic() + timeout
-        since, before, due = time.monotonic(), None, None
+        patience = _Patience(timeout, quiet, say)
+        evidence, lacking = self.upstream(patience)
+        # From here on the topics stand still for the audit: what has come since is nobody's business.
+        evidence, still_lacking = self.downstream(evidence, patience)
+        return replace(self.complete(evidence), pending=(*lacking, *still_lacking))
+
+    def upstream(self, patience: _Patience) -> tuple[Evidence, list[str]]:
+        """Read exchange and topics until all that follows from the minutes closed by now is there."""
+        due: dict[str, int] | None = None
         while True:
-            evidence, ledger = self.look()
-            if due is None and evidence.exchange is not None:
+            evidence = self.look()
+            ledger = evidence.exchange
+            if due is None and ledger is not None:
                 # Minutes that the exchange has closed by now have to come through; later ones need not.
-                due = closed_until(evidence.exchange.feeds)
-            lacking = pending(evidence, due or {})
+                due = closed_until(ledger.feeds)
+            lacking = pending_topics(evidence, due or {})
             if not lacking and ledger is not None:
                 again = self.ledger()
                 if again is None or _books(again) != _books(ledger):
@@ -77,20 +85,29 @@ class _Gathering:
                 else:
                     # What the topics had meanwhile has its trades and klines in the later reading.
                     evidence = replace(evidence, exchange=replace(again, ended=ledger.ended))
-            state = (dict(evidence.ends), tuple(lacking), len(evidence.recorded or ()))
-            if state != before:
-                before, since = state, time.monotonic()
-            now = time.monotonic()
-            hopeless = "topics" in self.missing or now > deadline or now - since > quiet
-            if not lacking or hopeless:
-                return replace(self.complete(evidence), pending=tuple(lacking))
-            say(lacking[0])
-            time.sleep(ROUND)
+            if not lacking or "topics" in self.missing or not patience.goes_on((evidence.ends, lacking), lacking):
+                return evidence, lacking
 
-    def look(self) -> tuple[Evidence, Exchange | None]:
-        """Everything but the warehouse's rows, which are read at the end only."""
+    def downstream(self, evidence: Evidence, patience: _Patience) -> tuple[Evidence, list[str]]:
+        """Wait until warehouse and channels have passed the ends of what was read of the topics."""
+        while True:
+            positions: Warehouse | None = None
+            recorded: list[Message] | None = None
+            with self.asked("warehouse"):
+                positions = Warehouse({}, self.warehouse.positions())
+            with self.asked("recorder"):
+                recorded = self.recorded()
+            evidence = replace(evidence, warehouse=positions, recorded=recorded)
+            lacking = [] if positions is None else pending_warehouse(evidence, positions)
+            if recorded is not None:
+                lacking += pending_channels(evidence)
+            state = (positions.positions if positions else (), len(recorded or ()))
+            if not lacking or "topics" in self.missing or not patience.goes_on(state, lacking):
+                return evidence, lacking
+
+    def look(self) -> Evidence:
+        """The exchange's ledger, then the topics: what the ledger has has its cause in the topics."""
         exchange = self.ledger()
-        recorded: list[Message] | None = None
         if self.topics is not None:
             with self.asked("topics"):
                 self.topics.advance()
@@ -101,27 +118,18 @@ class _Gathering:
             if feed.trades
         ):
             exchange = self.ledger()  # which minute is the first was not known before
-        positions: Warehouse | None = None
-        with self.asked("warehouse"):
-            positions = Warehouse({}, self.warehouse.positions())
-        with self.asked("recorder"):
-            recorded = self.recorded()
         topics = self.topics
-        evidence = Evidence(
+        return Evidence(
             records=topics.records if topics else {},
             partitions=topics.partitions if topics else 0,
             ends=dict(topics.ends) if topics else {},
             topic_ids=topics.topic_ids if topics else {},
             prefix=self.targets.kafka.topic_prefix,
             exchange=exchange,
-            warehouse=positions,
-            recorded=recorded,
             channels=self.targets.channels,
             notifier_restarts=self.targets.notifier_restarts,
             from_start=self.targets.from_start,
-            missing=dict(self.missing),
         )
-        return evidence, exchange
 
     def ledger(self) -> Exchange | None:
         """The exchange's ledger as of now."""
@@ -158,6 +166,25 @@ class _Gathering:
             return [Message(row["channel"], row["text"]) for row in rows]
         except (httpx.HTTPError, ValueError, KeyError) as error:
             raise CannotRead(f"no recording at {url} ({error or type(error).__name__})") from None
+
+
+class _Patience:
+    """How long to go on waiting: while something moves, and not beyond the deadline."""
+
+    def __init__(self, timeout: float, quiet: float, say: Callable[[str], None]) -> None:
+        self._deadline, self._quiet, self._say = time.monotonic() + timeout, quiet, say
+        self._since, self._before = time.monotonic(), object()
+
+    def goes_on(self, state: object, lacking: list[str]) -> bool:
+        """Pause for a moment and say True, or False if it is time to judge what there is."""
+        now = time.monotonic()
+        if state != self._before:
+            self._before, self._since = state, now
+        if now > self._deadline or now - self._since > self._quiet:
+            return False
+        self._say(lacking[0])
+        time.sleep(ROUND)
+        return True
 
 
 def _books(exchange: Exchange) -> tuple[Any, ...]:

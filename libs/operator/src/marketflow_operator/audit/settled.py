@@ -17,7 +17,7 @@ from .market import minute_text
 from .model import Evidence, Exchange, SymbolFeed, Warehouse
 from .trading import orders_of
 
-__all__ = ["pending", "pending_channels", "pending_topics", "pending_warehouse"]
+__all__ = ["closed_until", "pending_channels", "pending_topics", "pending_warehouse"]
 
 
 def pending_topics(evidence: Evidence, closed_until: Mapping[str, int]) -> list[str]:
@@ -123,16 +123,6 @@ def pending_channels(evidence: Evidence) -> list[str]:
         for channel, found in sorted(told.items())
         if any(where not in found for where in newest.values())
     ]
-
-
-def pending(evidence: Evidence, closed_until: Mapping[str, int]) -> list[str]:
-    """Everything that has still not happened, upstream first."""
-    missing = pending_topics(evidence, closed_until)
-    if evidence.warehouse is not None:
-        missing += pending_warehouse(evidence, evidence.warehouse)
-    if evidence.recorded is not None:
-        missing += pending_channels(evidence)
-    return missing
 
 
 def closed_until(feeds: Mapping[str, SymbolFeed]) -> dict[str, int]:
