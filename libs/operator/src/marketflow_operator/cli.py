@@ -7,6 +7,7 @@ line that names the thing and the remedy.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -149,8 +150,11 @@ def demo(
             check_market(symbols=",".join(split(symbols) or DEFAULT_SYMBOLS))
     except Unreadable as error:
         return fail(f"{'--replay (REPLAY): ' if replay is not None else ''}{error}", USAGE)
-    if report is not None and report.is_dir():
-        return fail(f"--report (REPORT) is the folder {report}: name a file", USAGE)
+    if report is not None:
+        if report.is_dir():
+            return fail(f"--report (REPORT) is the folder {report}: name a file", USAGE)
+        if not os.access(report if report.exists() else report.resolve().parent, os.W_OK):
+            return fail(f"--report (REPORT): {report} cannot be written; name a file in a folder that is there", USAGE)
     wanted = demonstration.Demo(
         symbols=recording.symbols if recording else split(symbols) or DEFAULT_SYMBOLS,
         speed=speed,

@@ -148,7 +148,6 @@ def run(demo: Demo, state: Path, out: Console) -> Verdict:
         written = encode(report)
         (state / "report.json").write_bytes(written)
         if demo.report is not None:
-            demo.report.parent.mkdir(parents=True, exist_ok=True)
             demo.report.write_bytes(written)
         _where_next(out, demo, state)
         if demo.keep:
@@ -219,6 +218,8 @@ def _dbt(config: StackConfig, out: Console) -> Check:
     logs.mkdir(parents=True, exist_ok=True)
     program = Path(sys.executable).with_name("dbt")
     project = config.root / "dbt"
+    if not program.exists():
+        return verdict("dbt_build", "done", "not done", [f"there is no {program}; run `make setup`"])
     environment = {
         **os.environ,
         **client_environment(config),

@@ -105,8 +105,12 @@ def test_a_recording_tells_its_symbols_and_how_many_trades_it_holds(tmp_path: Pa
         examine(path, ("BTCUSDT",))
 
 
-def test_a_report_that_is_a_folder_is_refused(run: Any, tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_is_refused_before_anything_starts(run: Any, tmp_path: Path) -> None:
     assert run("demo", "--report", str(tmp_path))[0] == cli.USAGE
+    code, text = run("demo", "--report", str(tmp_path / "nowhere" / "report.json"))
+    assert code == cli.USAGE
+    assert "cannot be written" in text
+    assert not (tmp_path / "state").exists()
 
 
 def test_without_java_the_demo_says_so_and_starts_nothing(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
