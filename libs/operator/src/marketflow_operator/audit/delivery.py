@@ -326,6 +326,7 @@ def notifications_repeated(evidence: Evidence) -> Check:
     """
     due = set(due_notifications(evidence))
     offenders, repeated, notes = [], 0, []
+    restarts = evidence.notifier_restarts
     by_channel: dict[str, list[str]] = defaultdict(list)
     for message in evidence.recorded or ():
         by_channel[message.channel].append(message.text)
@@ -336,16 +337,13 @@ def notifications_repeated(evidence: Evidence) -> Check:
             found = {Where(t, int(p), int(o)) for t, p, o in _REFERENCE.findall(text)} & due
             again += [sorted(found & met)] if found & met else []
             met |= found
-        restarts = evidence.notifier_restarts
         allowed = restarts if restarts is not None else max(1, len(texts) // 10)
         repeated += sum(map(len, again))
         if len(again) > allowed:
             offenders += [f"{channel} was told again of {', '.join(map(str, wheres))}" for wheres in again]
         elif again:
             notes.append(f"{channel}: {len(again)} repeated after a restart, from {again[0][0]}")
-    expected = f"at most {evidence.notifier_restarts or 'the message in flight'} per restart and channel"
-    if evidence.notifier_restarts == 0:
-        expected = "0"
+    expected: int | str = "as few as restarts" if restarts is None else 0 if restarts == 0 else f"at most {restarts}"
     check = verdict("notifications_repeated", repeated, repeated, offenders, "; ".join(notes))
     return Check(check.name, expected, repeated, check.ok, check.detail)
 
