@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from marketflow_common import events
 from marketflow_operator.audit.bands import signals_recomputed
+from marketflow_operator.audit.cuts import cuts_of
+from marketflow_operator.audit.market import candles_equal_klines
 from marketflow_operator.audit.model import Evidence, Exchange, Seen, Where
 from marketflow_operator.audit.settled import closed_until, pending_channels, pending_topics, pending_warehouse
 
@@ -23,7 +25,7 @@ MINUTE = 60_000_000
 def lacking(evidence: Evidence) -> list[str]:
     assert evidence.exchange is not None
     assert evidence.warehouse is not None
-    upstream = pending_topics(evidence, closed_until(evidence.exchange.feeds))
+    upstream = pending_topics(replace(evidence, until=evidence.until or closed_until(evidence.exchange.feeds)))
     return upstream + pending_warehouse(evidence, evidence.warehouse) + pending_channels(evidence)
 
 
@@ -65,6 +67,21 @@ def test_candles_signals_and_answers_are_waited_for(world: Build) -> None:
     no_answer = without(evidence, "order_events", lambda e: getattr(e, "symbol", "") == symbol)
     assert any("is not answered yet" in text for text in lacking(no_answer))
     assert any("is not recorded yet" in text for text in lacking(no_answer))
+
+
+def test_a_minute_closed_after_the_audit_began_is_neither_waited_for_nor_judged(world: Build) -> None:
+    symbol, later = "ETHUSDT", 1_723_161_300_000_000 + 2 * MINUTE
+    on_the_way = without(
+        world(ended=False),
+        "ohlcv_agg",
+        lambda e: isinstance(e, events.Candle) and e.symbol == symbol and e.open_time >= later,
+    )
+    assert on_the_way.exchange is not None
+    assert candles_equal_klines(on_the_way, on_the_way.exchange, cuts_of(on_the_way)).ok is False
+    bounded = replace(on_the_way, until={symbol: later})
+    assert not [text for text in lacking(bounded) if "candle" in text]
+    assert cuts_of(bounded)[symbol].windows[-1] == later - MINUTE
+    assert candles_equal_klines(bounded, on_the_way.exchange, cuts_of(bounded)).ok is True
 
 
 def test_a_fill_newer_than_the_ledger_makes_the_audit_look_again(world: Build) -> None:

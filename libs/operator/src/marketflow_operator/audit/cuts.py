@@ -1,6 +1,7 @@
 """From where to where each symbol is judged: its first due trade, its cut, and the candle windows between.
 
-Pure. The cut is the symbol's last watermark in the topic, or the exchange's last trade once the feed has ended.
+Pure. The cut is the symbol's last watermark in the topic (while the feed goes on, of what was closed when the audit
+began), or the exchange's last trade once the feed has ended.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def cuts_of(evidence: Evidence) -> Mapping[str, Cut]:
     marks: dict[str, Watermark] = {}
     for _, mark in evidence.of(Watermark):
         last = marks.get(mark.symbol)
-        if last is None or mark.through > last.through:
+        if (last is None or mark.through > last.through) and mark.through <= evidence.until.get(
+            mark.symbol, mark.through
+        ):
             marks[mark.symbol] = mark
     return {
         symbol: _cut(feed, lowest.get(symbol), marks.get(symbol), exchange.ended, evidence.from_start)

@@ -74,10 +74,11 @@ class _Gathering:
         while True:
             evidence = self.look()
             ledger = evidence.exchange
-            if due is None and ledger is not None:
+            if ledger is not None and (due is None or ledger.ended):
                 # Minutes that the exchange has closed by now have to come through; later ones need not.
                 due = closed_until(ledger.feeds)
-            lacking = pending_topics(evidence, due or {})
+            evidence = replace(evidence, until=due or {})
+            lacking = pending_topics(evidence)
             if not lacking and ledger is not None:
                 again = self.ledger()
                 if again is None or _books(again) != _books(ledger):

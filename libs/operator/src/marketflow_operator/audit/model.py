@@ -175,6 +175,9 @@ class Evidence:
     channels: Sequence[str] = ()
     notifier_restarts: int | None = None
     """How often the notifier was started again; None if nobody counted."""
+    until: Mapping[str, int] = field(default_factory=dict)
+    """By symbol, the end of the last minute that had to come through while the market went on; later ones are not
+    judged, because their candles may be on the way. A symbol that is not named is judged up to its last watermark."""
     from_start: bool = False
     """Whether the feed was only started once all services were ready: then the very first trade is due."""
     missing: Mapping[str, str] = field(default_factory=dict)

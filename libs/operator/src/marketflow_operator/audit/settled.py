@@ -20,18 +20,18 @@ from .trading import orders_of
 __all__ = ["closed_until", "pending_channels", "pending_topics", "pending_warehouse"]
 
 
-def pending_topics(evidence: Evidence, closed_until: Mapping[str, int]) -> list[str]:
-    """What the topics still lack. ``closed_until``: end of the last minute, by symbol, that has to be through."""
+def pending_topics(evidence: Evidence) -> list[str]:
+    """What the topics still lack of what follows from the minutes up to ``evidence.until``."""
     exchange = evidence.exchange
     if exchange is None:
         return []
-    missing = _feed(evidence, exchange, closed_until)
+    missing = _feed(evidence, exchange)
     if missing:
         return missing  # what follows from it cannot be there either
     cuts = cuts_of(evidence)
     candles = {(c.symbol, c.open_time) for _, c in evidence.of(Candle) if c.interval == "1m"}
     for symbol, cut in cuts.items():
-        lacking = [at for at in cut.windows if at < closed_until.get(symbol, 0) and (symbol, at) not in candles]
+        lacking = [at for at in cut.windows if (symbol, at) not in candles]
         if lacking:
             missing.append(f"no candle of {symbol} {minute_text(lacking[0])} yet ({len(lacking)} lacking)")
     spoken: dict[str, set[tuple[str, int]]] = defaultdict(set)
@@ -48,7 +48,7 @@ def pending_topics(evidence: Evidence, closed_until: Mapping[str, int]) -> list[
     return missing + _orders(evidence, exchange)
 
 
-def _feed(evidence: Evidence, exchange: Exchange, closed_until: Mapping[str, int]) -> list[str]:
+def _feed(evidence: Evidence, exchange: Exchange) -> list[str]:
     through: dict[str, int] = {}
     for _, mark in evidence.of(Watermark):
         through[mark.symbol] = max(mark.through, through.get(mark.symbol, 0))
@@ -59,7 +59,7 @@ def _feed(evidence: Evidence, exchange: Exchange, closed_until: Mapping[str, int
         last[symbol] = max(last.get(symbol, -1), *(until for _, until in ranges))
     missing = []
     for symbol, feed in exchange.feeds.items():
-        due = closed_until.get(symbol, 0)
+        due = evidence.until.get(symbol, 0)
         if through.get(symbol, 0) < due:
             missing.append(f"the watermark of {symbol} has not reached {minute_text(due)} yet")
         if exchange.ended and feed.trades and last.get(symbol, -1) < feed.trades[-1].trade_id:
