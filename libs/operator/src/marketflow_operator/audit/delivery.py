@@ -343,7 +343,7 @@ def notifications_repeated(evidence: Evidence) -> Check:
             offenders += [f"{channel} was told again of {', '.join(map(str, wheres))}" for wheres in again]
         elif again:
             notes.append(f"{channel}: {len(again)} repeated after a restart, from {again[0][0]}")
-    expected: int | str = "as few as restarts" if restarts is None else 0 if restarts == 0 else f"at most {restarts}"
+    expected: int | str = "1 in 10" if restarts is None else 0 if restarts == 0 else f"at most {restarts}"
     check = verdict("notifications_repeated", repeated, repeated, offenders, "; ".join(notes))
     return Check(check.name, expected, repeated, check.ok, check.detail)
 
