@@ -29,6 +29,8 @@ __all__ = ["BinanceRest", "Exchange", "KeyRefused", "Unavailable"]
 _log = logs.get("exchange")
 _ORDER, _TRADES, _PAGE = "/api/v3/order", "/api/v3/myTrades", 1_000
 _OUTSIDE_WINDOW, _NO_SUCH_ORDER, _NOT_TAKEN, _NO_SUCH_SYMBOL = -1021, -2013, -2010, -1121
+_DUPLICATE: Final = "duplicate"
+"""In the message of a -2010: "Duplicate order sent." (Binance, "Error codes", messages for -1010, -2010, -2011)."""
 _SAYS_NOTHING: Final = {-1000, -1001, -1006, -1007, -1016}
 """Codes that leave the execution open, whatever the HTTP status (Binance, "Error codes", general server errors)."""
 _KEY_CODES: Final = {-1002, -1022, -2014, -2015}
@@ -225,9 +227,10 @@ class BinanceRest:
             return TooLate(f"refused as outside of its recvWindow: {reply.message}")
         if reply.code not in (0, _NOT_TAKEN):
             return Refused(reply.code, reply.message)
-        # -2010 has many reasons; "Duplicate order sent." is one, and means that the order is there.
+        # -2010 has many reasons; "Duplicate order sent." is one, and means that the order is there, even where the
+        # question does not find it yet: then it stays open, and is asked for again.
         found = self.ask(intent) if reply.code else self._report(intent, reply.body)
-        if isinstance(found, NotThere):
+        if isinstance(found, NotThere) and _DUPLICATE not in reply.message.lower():
             return Refused(reply.code, reply.message)
         # "Not now" to a question after the order must not read as "not now" to the order.
         return (

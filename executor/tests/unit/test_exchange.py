@@ -186,6 +186,11 @@ def test_a_refusal_that_may_mean_a_duplicate_is_checked() -> None:
     assert isinstance(unclear.place(intent()), Unknown)
 
 
+def test_an_order_called_a_duplicate_but_not_found_yet_is_not_taken_for_refused() -> None:
+    edge, _ = rest(lambda _: error(400, -2010, "Duplicate order sent."), GET_order=lambda _: error(400, -2013))
+    assert isinstance(edge.place(intent()), NotThere)
+
+
 def test_a_request_outside_of_its_window_was_not_accepted_and_the_clock_is_measured_again() -> None:
     edge, requests = rest(lambda _: error(400, -1021))
     assert isinstance(edge.place(intent()), TooLate)
