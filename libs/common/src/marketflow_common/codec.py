@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from . import events, topics
+from .intervals import INTERVALS
 from .numbers import NotANumber, check
 
 __all__ = [
@@ -34,6 +35,7 @@ TOPIC_EVENTS: Final[dict[str, Any]] = {
     topics.ORDER_EVENTS: events.OrderEvent,
 }
 
+_ON_A_GRID: Final = frozenset((events.Candle, events.Signal))
 _encoder = msgspec.json.Encoder()
 # str(Decimal("0E-8")) is exponent form, and msgspec writes str(); such a token is written out again.
 _EXPONENT = re.compile(rb'"(-?[0-9]+(?:\.[0-9]+)?E[+-][0-9]+)"')
@@ -58,6 +60,8 @@ def decode(topic: str, value: bytes | None) -> Any:
     try:
         event = _decoder(topic).decode(value)
         _check_numbers(event)
+        if type(event) in _ON_A_GRID and event.interval not in INTERVALS:
+            raise Unreadable(f"interval {event.interval!r} is none of {', '.join(INTERVALS)}")
     except (msgspec.MsgspecError, NotANumber, UnicodeDecodeError) as error:
         raise Unreadable(str(error)) from error
     return event

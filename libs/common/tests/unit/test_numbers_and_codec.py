@@ -5,6 +5,7 @@ from __future__ import annotations
 import decimal
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -83,6 +84,15 @@ def test_a_record_with_an_illegal_number_is_unreadable(price: str) -> None:
 def test_what_is_no_event_of_the_topic_is_unreadable(value: bytes | None) -> None:
     with pytest.raises(codec.Unreadable):
         codec.decode(topics.OHLCV_RAW, value)
+
+
+def test_a_candle_or_signal_of_an_unknown_interval_is_unreadable() -> None:
+    lines = (Path(__file__).parent / "samples-v1.jsonl").read_text().splitlines()
+    for topic, name in ((topics.OHLCV_AGG, "candle"), (topics.TRADING_SIGNALS, "signal")):
+        sample = next(line for line in lines if f'"type":"{name}"' in line).encode()
+        assert codec.decode(topic, sample).interval == "1m"
+        with pytest.raises(codec.Unreadable, match="2w"):
+            codec.decode(topic, sample.replace(b'"interval":"1m"', b'"interval":"2w"'))
 
 
 def test_a_field_of_a_later_version_is_passed_over() -> None:
