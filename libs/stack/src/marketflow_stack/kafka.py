@@ -27,6 +27,7 @@ from marketflow_stack.topics import wait_for_broker
 KAFKA_VERSION = "4.1.1"
 SLF4J_VERSION = "1.7.36"  # the slf4j-api that Kafka 4.1.1 itself is built with
 MINIMUM_JAVA = 17  # Kafka 4's brokers need it
+JAVA_ENVIRONMENT = {"LC_ALL": "C.UTF-8"}  # by its locale Java reads its arguments and writes the names of files
 
 _POM = f"""\
 <project xmlns="http://maven.apache.org/POM/4.0.0">
@@ -149,8 +150,23 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def java_value(text: str) -> str:
+    r"""A value as java.util.Properties reads it: the file is ISO-8859-1, a backslash escapes, the rest is \\uXXXX."""
+    units = text.encode("utf-16-be", "surrogatepass")
+    numbers = [int.from_bytes(units[at : at + 2], "big") for at in range(0, len(units), 2)]
+    return "".join(chr(n) if 0x20 <= n < 0x7F and n != ord("\\") else f"\\u{n:04x}" for n in numbers)
+
+
 def server_properties(directory: Path, port: int, controller_port: int) -> str:
-    """The settings of a combined KRaft broker and controller that is alone in its cluster."""
+    """The settings of a combined KRaft broker and controller that is alone in its cluster.
+
+    StackError for a directory with a comma: `log.dirs` is a list, in which a comma cannot be escaped.
+    """
+    if "," in str(directory):
+        raise StackError(
+            f"Kafka cannot keep its data in {directory}: it takes a path with a comma for two folders",
+            "name a state folder without one",
+        )
     settings = {
         "process.roles": "broker,controller",
         "node.id": "1",
@@ -182,7 +198,7 @@ def server_properties(directory: Path, port: int, controller_port: int) -> str:
         # holds up read_committed readers for its own timeout and hardly longer.
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
     }
-    return "".join(f"{key}={value}\n" for key, value in settings.items())
+    return "".join(f"{key}={java_value(value)}\n" for key, value in settings.items())
 
 
 class KafkaBroker:
@@ -190,6 +206,7 @@ class KafkaBroker:
 
     def __init__(self, directory: Path, port: int, controller_port: int, log: Path | None = None) -> None:
         self.directory = directory.resolve()
+        server_properties(self.directory, port, controller_port)  # a folder that cannot be is refused at once
         self.port = port
         self.controller_port = controller_port
         self.log = log or self.directory / "kafka.log"
@@ -222,11 +239,12 @@ class KafkaBroker:
             [*tool, "format", "--standalone", "-t", _cluster_id(), "-c", str(properties)],
             capture_output=True,
             text=True,
+            errors="replace",
+            env={**os.environ, **JAVA_ENVIRONMENT},
         )
         if result.returncode != 0:
-            lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
             raise StackError(
-                f"Kafka could not format {self.directory / 'data'}: {(lines or ['no reason given'])[-1]}",
+                f"Kafka could not format {self.directory / 'data'}: {java_reason(result.stdout + result.stderr)}",
                 "check that the folder is writable and the disk not full",
             )
 
@@ -242,7 +260,7 @@ class KafkaBroker:
         self.prepare()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
-            self._process = spawn(self.argv(), output=output)
+            self._process = spawn(self.argv(), output=output, env={**os.environ, **JAVA_ENVIRONMENT})
         self._wait(timeout)
 
     def ready(self) -> bool:
@@ -301,6 +319,15 @@ class KafkaBroker:
             "-cp",
             f"{kafka_jars()}/*",
         ]
+
+
+def java_reason(output: str) -> str:
+    """Why a Java program ended, from what it wrote: its first exception, or else its last line that is no frame."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    lines = [line for line in lines if not re.match(r"at \S+\(|\.\.\. \d+ more$", line)]
+    thrown = re.compile(r'(?:Exception in thread "\S+" |Caused by: )?((?:\w+\.)+\w*(?:Exception|Error)\b.*)')
+    named = [found[1] for line in lines if (found := thrown.match(line))]
+    return (named[:1] or lines[-1:] or ["no reason given"])[0]
 
 
 def _cluster_id() -> str:

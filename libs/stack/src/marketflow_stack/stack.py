@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from marketflow_stack.errors import StackError
-from marketflow_stack.kafka import KafkaBroker
+from marketflow_stack.kafka import JAVA_ENVIRONMENT, KafkaBroker
 from marketflow_stack.processes import ProcessId, free_ports
 from marketflow_stack.state import StackState
 from marketflow_stack.supervisor import Event, ProcessSpec, Supervisor
@@ -167,6 +167,7 @@ def _kafka(config: StackConfig) -> ProcessSpec:
         name="kafka",
         argv=broker.argv(),
         log=log,
+        env=JAVA_ENVIRONMENT,
         prepare=broker.prepare,
         ready=broker.ready,
         ports={"kafka": config.ports.kafka, "controller": config.ports.controller},

@@ -54,6 +54,25 @@ def test_acknowledged_records_survive_a_crash_and_a_restart_on_other_ports(tmp_p
         broker.kill()
 
 
+@pytest.mark.parametrize("name", ["ü", "日本", "my state", "a\\b"])
+def test_the_data_lies_in_the_folder_that_was_named_whatever_its_letters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("LC_ALL", "C")  # in which Java would know ASCII only
+    broker = KafkaBroker(tmp_path / name, free_port(), free_port())
+    broker.prepare()
+    assert list(tmp_path.rglob("meta.properties")) == [tmp_path / name / "data" / "meta.properties"]
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_what_the_storage_tool_says_first_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "kafka").mkdir()
+    (tmp_path / "kafka" / "data").write_text("a file where the folder has to be")
+    with pytest.raises(StackError, match=r"could not format .*/kafka/data: \S*(Exception|Error)\b") as caught:
+        KafkaBroker(tmp_path / "kafka", free_port(), free_port()).prepare()
+    assert "\tat " not in str(caught.value)
+
+
 def test_a_taken_port_is_named_with_the_process_that_holds_it(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from marketflow_stack import kafka
 from marketflow_stack.errors import StackError
-from marketflow_stack.kafka import find_java, java_version, kafka_jars, server_properties
+from marketflow_stack.kafka import KafkaBroker, find_java, java_reason, java_version, kafka_jars, server_properties
 
 
 def program(folder: Path, name: str, script: str) -> None:
@@ -126,3 +126,33 @@ def test_the_broker_listens_on_this_machine_only_and_makes_no_topic_by_itself(tm
     text = server_properties(tmp_path, 9092, 9093)
     assert "listeners=PLAINTEXT://127.0.0.1:9092,CONTROLLER://127.0.0.1:9093\n" in text
     assert "auto.create.topics.enable=false\n" in text
+
+
+@pytest.mark.parametrize(
+    ("folder", "written"),
+    [
+        ("/a b", "/a b"),
+        ("/ü", "/\\u00fc"),
+        ("/日本", "/\\u65e5\\u672c"),
+        ("/𝄞", "/\\ud834\\udd1e"),
+        ("/a\\b", "/a\\u005cb"),
+    ],
+)
+def test_a_folder_is_written_as_java_reads_it(folder: str, written: str) -> None:
+    properties = server_properties(Path(folder), 1, 2)
+    assert f"log.dirs={written}/data\n" in properties
+    assert properties.isascii()
+
+
+def test_a_folder_with_a_comma_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match=r"a,b: it takes a path with a comma for two folders; name a state folder"):
+        KafkaBroker(tmp_path / "a,b", 1, 2)
+    assert not (tmp_path / "a,b").exists()
+
+
+def test_of_a_java_programs_end_its_first_exception_is_shown() -> None:
+    said = '[main] WARN something\nException in thread "main" java.io.IOException: No space left on device\n'
+    said += "\tat java.base/sun.nio.ch.A.write(A.java:1)\nCaused by: java.lang.Error: x\n\t... 3 more\n"
+    assert java_reason(said) == "java.io.IOException: No space left on device"
+    assert java_reason("usage: storage\nno such option\n\tat A.b(C.java)\n") == "no such option"
+    assert java_reason("") == "no reason given"
