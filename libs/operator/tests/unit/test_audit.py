@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from marketflow_common import events
 from marketflow_operator.audit.judge import judge
+from marketflow_operator.audit.market import minute_text
 from marketflow_operator.audit.model import Check, Evidence, Message, Seen, Where
 
 Build = Callable[..., Evidence]
@@ -455,6 +456,29 @@ def test_a_notifier_that_repeats_everything_fails_even_if_nobody_counts_restarts
     evidence = world(minutes=8)
     evidence = replace(evidence, recorded=[*(evidence.recorded or ())] * 2, notifier_restarts=None)
     assert "notifications_repeated" in failed(evidence)
+
+
+# --- records that nobody foresaw ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [2**62, -(2**62), 2**63 - 1])
+def test_a_record_with_a_time_that_no_calendar_has_is_judged_like_any_other(world: Build, edit: Edit, at: int) -> None:
+    assert minute_text(at) == f"{at} µs"
+    evidence = world()
+    seen = first(evidence, "ohlcv_agg", kind(events.Candle, symbol="ETHUSDT"))
+    evidence = edit(evidence, "ohlcv_agg", lambda s: s is seen, changed(open_time=at))
+    found = judge(evidence)
+    assert not [check for check in found.not_run if "failed" in check.detail]
+    assert f"{at} µs at {seen.where}: the exchange has closed no such kline" in str(found.failed)
+
+
+def test_a_check_that_raises_is_not_run_and_the_others_go_on(world: Build, edit: Edit) -> None:
+    evidence = edit(world(), "order_events", kind(events.OrderFilled), changed(qty="three"))
+    found = judge(evidence)
+    assert not found.ok
+    assert {check.name for check in found.not_run} >= {"positions_and_pnl"}
+    assert all(check.detail.startswith("the check itself failed: ") for check in found.not_run)
+    assert next(check for check in found.checks if check.name == "notifications_delivered").ok
 
 
 # --- what could not be checked -----------------------------------------------------------------------

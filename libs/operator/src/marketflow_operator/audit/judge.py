@@ -5,13 +5,13 @@ Pure. A check whose evidence is missing is listed as not run; it never counts as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from . import delivery, market, trading
 from .bands import signals_recomputed
 from .cuts import cuts_of
-from .model import Check, Evidence, could_not_run, verdict
+from .model import Check, Evidence, Exchange, could_not_run, verdict
 
 __all__ = ["Verdict", "judge"]
 
@@ -44,7 +44,7 @@ class Verdict:
 
 
 def judge(evidence: Evidence) -> Verdict:
-    """Run every check."""
+    """Run every check. One that raises counts as not run, with what it said, and the others go on."""
     checks = [verdict("drained", 0, len(evidence.pending), evidence.pending)]
     if "topics" in evidence.missing:
         checks = [could_not_run("drained", evidence.missing["topics"])]
@@ -54,17 +54,38 @@ def judge(evidence: Evidence) -> Verdict:
         reason = evidence.missing.get("topics") or evidence.missing.get("exchange", "no exchange")
         checks += [could_not_run(check.__name__, reason) for check in by_exchange]
     else:
-        cuts = cuts_of(evidence)
-        checks += [check(evidence, exchange, cuts) for check in by_exchange]
+        checks += _by_exchange(evidence, exchange, by_exchange)
     if evidence.warehouse is None or "topics" in evidence.missing:
         reason = evidence.missing.get("topics") or evidence.missing.get("warehouse", "no warehouse")
         checks += [could_not_run(check.__name__, reason) for check in delivery.WAREHOUSE_CHECKS]
     else:
         for rows in delivery.WAREHOUSE_CHECKS:
-            checks += rows(evidence, evidence.warehouse)
+            checks += _run(rows.__name__, rows, evidence, evidence.warehouse)
     if evidence.recorded is None or "topics" in evidence.missing:
         reason = evidence.missing.get("topics") or evidence.missing.get("recorder", "no recorder")
         checks += [could_not_run(check.__name__, reason) for check in delivery.CHANNEL_CHECKS]
     else:
-        checks += [check(evidence) for check in delivery.CHANNEL_CHECKS]
+        for told in delivery.CHANNEL_CHECKS:
+            checks += _run(told.__name__, told, evidence)
     return Verdict(tuple(checks))
+
+
+def _by_exchange(evidence: Evidence, exchange: Exchange, checks: Sequence[Callable[..., Check]]) -> list[Check]:
+    try:
+        cuts = cuts_of(evidence)
+    except Exception as error:  # noqa: BLE001  (as in _run)
+        return [could_not_run(check.__name__, _failed(error)) for check in checks]
+    return [found for check in checks for found in _run(check.__name__, check, evidence, exchange, cuts)]
+
+
+def _run(name: str, check: Callable[..., Check | list[Check]], *given: object) -> list[Check]:
+    try:
+        found = check(*given)
+    except Exception as error:  # noqa: BLE001  (a record that no check was made for must not end the audit)
+        return [could_not_run(name, _failed(error))]
+    return found if isinstance(found, list) else [found]
+
+
+def _failed(error: Exception) -> str:
+    first = (str(error).splitlines() or [""])[0]
+    return f"the check itself failed: {type(error).__name__}{first and ': '}{first}"

@@ -51,8 +51,11 @@ Cuts = Mapping[str, Cut]
 
 
 def minute_text(at: int) -> str:
-    """``2024-08-08 23:55`` of microseconds."""
-    return datetime.fromtimestamp(at // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M")
+    """``2024-08-08 23:55`` of microseconds; of a time that no calendar has, its number."""
+    try:
+        return datetime.fromtimestamp(at // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):
+        return f"{at} µs"
 
 
 def _ranges(ids: Iterable[int]) -> list[tuple[int, int]]:
