@@ -5,10 +5,12 @@ Pure functions from evidence to verdicts. Must never use a service's code: what 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from operator import itemgetter
 from typing import Any, Final
 
 from marketflow_common.events import Candle, Gap, Kline, Trade, Watermark
@@ -66,6 +68,31 @@ def _ranges(ids: Iterable[int]) -> list[tuple[int, int]]:
         else:
             ranges.append((number, number))
     return ranges
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same ids as few ranges in order, none touching another."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if last < first:
+            continue
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], last))
+        else:
+            joined.append((first, last))
+    return joined
+
+
+def _outside(first: int, last: int, covered: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """What of the ids ``first`` to ``last`` lies in none of the joined ranges."""
+    for low, high in covered[bisect_left(covered, first, key=itemgetter(1)) :]:
+        if low > last:
+            break
+        if low > first:
+            yield first, low - 1
+        first = high + 1
+    if first <= last:
+        yield first, last
 
 
 def _range_text(first: int, last: int) -> str:
@@ -193,18 +220,16 @@ def trades_equal(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> Check:
 
 def gaps_resolved(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> Check:
     """Every id of every gap record was published later, or is declared lost by a final one."""
-    places, declared = _published(evidence), declared_lost(evidence)
-    offenders = []
-    for seen, gap in evidence.of(Gap):
-        found = places.get(gap.symbol, {})
-        open_ids = [
-            number
-            for number in range(gap.first_trade_id, gap.last_trade_id + 1)
-            if number not in found and not _in(number, declared.get(gap.symbol, ()))
-        ]
-        offenders += [
-            f"{gap.symbol} {_range_text(*ids)} missing since {seen.where} ({gap.reason})" for ids in _ranges(open_ids)
-        ]
+    published, declared = _published(evidence), declared_lost(evidence)
+    covered = {
+        symbol: _joined([*_ranges(published.get(symbol, ())), *declared.get(symbol, ())])
+        for symbol in {gap.symbol for _, gap in evidence.of(Gap)}
+    }
+    offenders = [
+        f"{gap.symbol} {_range_text(*ids)} missing since {seen.where} ({gap.reason})"
+        for seen, gap in evidence.of(Gap)
+        for ids in _outside(gap.first_trade_id, gap.last_trade_id, covered[gap.symbol])
+    ]
     return verdict("gaps_resolved", 0, len(offenders), offenders)
 
 
