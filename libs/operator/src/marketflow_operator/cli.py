@@ -50,7 +50,7 @@ DEFAULT_SYMBOLS: Final = StackConfig.symbols
 CODES: Final = (
     "Exit codes: 0 all is well (demo, audit: the audit holds); 1 it is not (the audit does not hold, something of the "
     "stack does not run, something is missing); 2 wrong usage or setting; 3 it could not be done or checked (nothing "
-    "is reachable, no Java, a taken port); 130 interrupted."
+    "is reachable, not everything has come through yet, no Java, a taken port); 130 interrupted."
 )
 
 app = typer.Typer(
@@ -168,7 +168,7 @@ def demo(
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     verdict = demonstration.run(wanted, demonstration.fresh_folder(state_folder(state) / "demo"), out)
-    return HOLDS if verdict.ok else WRONG if verdict.failed else CANNOT
+    return code_of(verdict)
 
 
 def _interrupt(*_: object) -> None:
@@ -341,7 +341,7 @@ def audit(
 
 
 def code_of(verdict: Verdict) -> int:
-    """0 holds, 1 does not hold, 3 could not be checked."""
+    """0 holds, 1 does not hold, 3 could not be checked, or not to its end: something was still on its way."""
     return HOLDS if verdict.ok else WRONG if verdict.failed_beyond_waiting else CANNOT
 
 

@@ -15,9 +15,10 @@ from rich.text import Text
 from .audit.judge import Verdict
 from .audit.model import Check
 
-__all__ = ["show_summary", "show_verdict"]
+__all__ = ["outcome", "show_summary", "show_verdict"]
 
 _MARKS = {True: ("ok", "green"), False: ("WRONG", "bold red"), None: ("NOT RUN", "bold yellow")}
+_PENDING = ("PENDING", "bold yellow")
 
 
 def show_verdict(console: Console, verdict: Verdict) -> None:
@@ -27,8 +28,9 @@ def show_verdict(console: Console, verdict: Verdict) -> None:
     table.add_column("expected", justify="right", overflow="fold")
     table.add_column("found", justify="right", overflow="fold")
     table.add_column("", no_wrap=True)
+    waiting = [check for check in verdict.failed if check not in verdict.failed_beyond_waiting]
     for check in verdict.checks:
-        mark, style = _MARKS[check.ok]
+        mark, style = _PENDING if check in waiting else _MARKS[check.ok]
         table.add_row(check.name, _number(check.expected), _number(check.actual), Text(mark, style))
     console.print(table)
     for check in verdict.checks:
@@ -49,12 +51,15 @@ def _detail(check: Check) -> Text:
 
 def outcome(verdict: Verdict) -> Text:
     """One line: whether the audit holds, and if not, which checks do not."""
-    count, wrong, unknown = len(verdict.checks), verdict.failed, verdict.not_run
+    count, wrong, unknown = len(verdict.checks), verdict.failed_beyond_waiting, verdict.not_run
     if verdict.ok:
         return Text(f"The audit holds: {count} of {count} checks.", "bold green")
     names = ", ".join(check.name for check in wrong)
     if wrong:
         return Text(f"The audit does not hold: {len(wrong)} of {count} checks are wrong ({names}).", "bold red")
+    if not unknown:
+        text = "The audit is not finished: not everything has come through yet (drained); what has is right."
+        return Text(text, "bold yellow")
     return Text(f"The audit could not be done: {len(unknown)} of {count} checks were not run.", "bold yellow")
 
 

@@ -16,6 +16,9 @@ from marketflow_common import events
 from marketflow_operator.audit.judge import judge
 from marketflow_operator.audit.market import minute_text
 from marketflow_operator.audit.model import Check, Evidence, Message, Seen, Where
+from marketflow_operator.audit.settled import lagging, pending_warehouse
+from marketflow_operator.cli import CANNOT, WRONG, code_of
+from marketflow_operator.table import outcome
 
 Build = Callable[..., Evidence]
 Edit = Callable[..., Evidence]
@@ -163,6 +166,38 @@ def test_a_trade_that_differs_from_the_exchange_is_named(world: Build, edit: Edi
 def test_a_gap_that_nobody_filled_is_named(world: Build) -> None:
     evidence = add(world(), "ohlcv_raw", events.Gap("sim", "ETHUSDT", 2900, 2910, "timeout", False))
     assert "ETHUSDT 2900 to 2910 (11) missing since" in failed(evidence)["gaps_resolved"].detail
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    gap=st.tuples(st.integers(1990, 2020), st.integers(0, 30)),
+    finals=st.lists(st.tuples(st.integers(1990, 2030), st.integers(0, 9)), max_size=3),
+    dropped=st.sets(st.integers(2000, 2020)),
+)
+def test_of_a_gap_exactly_the_ids_neither_published_nor_declared_lost_are_named(
+    world: Build, gap: tuple[int, int], finals: list[tuple[int, int]], dropped: set[int]
+) -> None:
+    evidence = world(minutes=2)
+    kept = [s for s in evidence.records["ohlcv_raw"] if getattr(s.event, "trade_id", None) not in dropped]
+    evidence = replace(evidence, records={**evidence.records, "ohlcv_raw": kept})
+    evidence = add(evidence, "ohlcv_raw", events.Gap("sim", "ETHUSDT", gap[0], sum(gap), "timeout", False))
+    for final in finals:
+        evidence = add(evidence, "ohlcv_raw", events.Gap("sim", "ETHUSDT", final[0], sum(final), "lost", True))
+    held = {t.trade_id for _, t in evidence.of(events.Trade) if t.symbol == "ETHUSDT"}
+    held |= {number for final in finals for number in range(final[0], sum(final) + 1)}
+    open_ids = [number for number in range(gap[0], sum(gap) + 1) if number not in held]
+    check = next(check for check in judge(evidence).checks if check.name == "gaps_resolved")
+    begins = [number for number in open_ids if number - 1 not in open_ids]
+    # A final gap record is a gap too, whose ids are all declared lost.
+    assert check.actual == len(begins)
+    assert all(f"ETHUSDT {number}" in check.detail for number in begins[:5])
+
+
+def test_a_gap_of_more_ids_than_could_be_counted_is_named_at_once(world: Build) -> None:
+    evidence = add(world(), "ohlcv_raw", events.Gap("sim", "ETHUSDT", 2900, 2**62, "timeout", False))
+    assert f"ETHUSDT 2900 to {2**62} ({2**62 - 2899}) missing since" in failed(evidence)["gaps_resolved"].detail
+    evidence = add(evidence, "ohlcv_raw", events.Gap("sim", "ETHUSDT", 2900, 2**62, "lost", True))
+    assert "gaps_resolved" not in failed(evidence)
 
 
 def test_a_watermark_with_another_kline_than_the_exchange_is_named(world: Build, edit: Edit) -> None:
@@ -413,6 +448,61 @@ def test_a_position_behind_the_last_record_is_named(world: Build) -> None:
     ]
     evidence = replace(evidence, warehouse=replace(evidence.warehouse, positions=positions))
     assert f"ohlcv_raw/{busy}: position 1 is behind the last record" in failed(evidence)["load_offsets"].detail
+
+
+def lagging_at(evidence: Evidence, at: int) -> tuple[Evidence, int]:
+    """The loader has landed the busiest partition of ohlcv_raw up to ``at``, and not a row more."""
+    assert evidence.warehouse is not None
+    busy = first(evidence, "ohlcv_raw", lambda s: s.key == "ETHUSDT").where.partition
+    here = ("ohlcv_raw", busy)
+    positions = [
+        p._replace(next_offset=at) if (p.topic, p.partition) == here else p for p in evidence.warehouse.positions
+    ]
+    tables = {
+        table: [r for r in rows if (r["KAFKA_TOPIC"], r["KAFKA_PARTITION"]) != here or r["KAFKA_OFFSET"] < at]
+        for table, rows in evidence.warehouse.tables.items()
+    }
+    warehouse = replace(evidence.warehouse, tables=tables, positions=positions)
+    behind = replace(evidence, warehouse=warehouse)
+    pending = pending_warehouse(behind, warehouse)
+    assert len(pending) == 1
+    return replace(behind, pending=pending, lagging=lagging(behind, warehouse)), busy
+
+
+@pytest.mark.parametrize("at", [0, 9])
+def test_what_has_not_landed_yet_is_pending_and_no_damage(world: Build, at: int) -> None:
+    evidence, _ = lagging_at(world(), at)
+    found = judge(evidence)
+    assert [check.name for check in found.failed] == ["drained"]
+    assert not found.failed_beyond_waiting
+    assert not found.ok
+    rows = next(check for check in found.checks if check.name == "warehouse_rows_trades")
+    assert "beyond the loader's position are not judged" in rows.detail
+    assert code_of(found) == CANNOT
+    assert outcome(found).plain.startswith("The audit is not finished")
+
+
+def test_a_row_missing_before_the_position_of_a_loader_that_lags_is_damage(world: Build) -> None:
+    evidence, busy = lagging_at(world(), 9)
+    assert evidence.warehouse is not None
+    rows = evidence.warehouse.tables["RAW.TRADES"]
+    gone = next(row for row in rows if row["KAFKA_PARTITION"] == busy)
+    tables = {**evidence.warehouse.tables, "RAW.TRADES": [row for row in rows if row is not gone]}
+    damaged = replace(evidence, warehouse=replace(evidence.warehouse, tables=tables))
+    check = next(check for check in judge(damaged).failed_beyond_waiting)
+    assert check.name == "warehouse_rows_trades"
+    assert code_of(judge(damaged)) == WRONG
+    assert check.detail.startswith(f"ohlcv_raw/{busy}@{gone['KAFKA_OFFSET']} missing in RAW.TRADES")
+
+
+def test_rows_beyond_the_position_of_a_loader_that_lags_are_damage(world: Build) -> None:
+    whole = world()
+    evidence, busy = lagging_at(whole, 9)
+    assert evidence.warehouse is not None
+    assert whole.warehouse is not None
+    ahead = replace(evidence, warehouse=replace(evidence.warehouse, tables=whole.warehouse.tables))
+    found = failed(ahead)
+    assert f"ohlcv_raw/{busy}: position 9 is behind the last landed row" in found["load_offsets"].detail
 
 
 # --- notifications -----------------------------------------------------------------------------------

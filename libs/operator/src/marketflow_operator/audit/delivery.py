@@ -106,7 +106,8 @@ def _landed(evidence: Evidence, warehouse: Warehouse, table: str) -> Iterator[tu
 
 
 def _rows(name: str, table: str, evidence: Evidence, warehouse: Warehouse) -> Check:
-    due = _due(evidence, table)
+    known = _due(evidence, table)
+    due = {where: seen for where, seen in known.items() if _had_to_land(evidence, where)}
     times: Counter[Where] = Counter()
     offenders = []
     for where, row in _landed(evidence, warehouse, table):
@@ -116,8 +117,17 @@ def _rows(name: str, table: str, evidence: Evidence, warehouse: Warehouse) -> Ch
             offenders.append(f"{table} has {where} of topic id {row['KAFKA_TOPIC_ID']}, but the topic is {made}")
     offenders += [f"{span} missing in {table}" for span in _spans(sorted(due), due.keys() - times.keys())]
     offenders += [f"{where} stands {count} times in {table}" for where, count in sorted(times.items()) if count > 1]
-    offenders += [f"{where} in {table} is no such record of the topic" for where in sorted(times.keys() - due.keys())]
-    return verdict(name, len(due), sum(times.values()), offenders)
+    offenders += [f"{where} in {table} is no such record of the topic" for where in sorted(times.keys() - known.keys())]
+    landed = sum(count for where, count in times.items() if _had_to_land(evidence, where))
+    ahead = len(known) - len(due)
+    note = f"{ahead} beyond the loader's position are not judged" if ahead else ""
+    return verdict(name, len(due), landed, offenders, note)
+
+
+def _had_to_land(evidence: Evidence, where: Where) -> bool:
+    """Whether the record lies before the loader's position; beyond it nothing is missing yet, only on its way."""
+    until = evidence.lagging.get(where[:2])
+    return until is None or where.offset < until
 
 
 def _spans(ordered: Sequence[Where], wanted: Collection[Where]) -> Iterator[str]:
@@ -223,7 +233,10 @@ def _moment(micros: int) -> datetime:
 
 
 def load_offsets(evidence: Evidence, warehouse: Warehouse) -> list[Check]:
-    """The loader's position of every partition is past its last record and past every landed row."""
+    """The loader's position of every partition is past its last record and past every landed row.
+
+    Where it is still on its way to the last record, that is pending (see ``drained``), and no damage.
+    """
     positions: dict[tuple[str, int], list[tuple[int, str]]] = defaultdict(list)
     for position in warehouse.positions:
         plain = position.topic.removeprefix(evidence.prefix)
@@ -240,7 +253,8 @@ def load_offsets(evidence: Evidence, warehouse: Warehouse) -> list[Check]:
     offenders, right = [], 0
     for key, end in sorted(needed.items()):
         held = positions.get(key, [])
-        problem = _position_problem(held, end, landed.get(key, 0), evidence.topic_ids.get(key[0]))
+        due = evidence.lagging.get(key, end)
+        problem = _position_problem(held, due, landed.get(key, 0), evidence.topic_ids.get(key[0]))
         right += not problem
         if problem:
             offenders.append(f"{key[0]}/{key[1]}: {problem}")
@@ -248,6 +262,8 @@ def load_offsets(evidence: Evidence, warehouse: Warehouse) -> list[Check]:
 
 
 def _position_problem(held: Sequence[tuple[int, str]], end: int, landed: int, topic_id: str | None) -> str:
+    if not held and not end and not landed:
+        return ""  # it has not begun with this partition
     if len(held) != 1:
         return f"{len(held)} positions in RAW.LOAD_OFFSETS" if held else "no position in RAW.LOAD_OFFSETS"
     offset, made = held[0]

@@ -17,7 +17,7 @@ from marketflow_common.events import Trade
 from ..targets import Targets
 from .exchange import ExchangeReader
 from .model import Evidence, Exchange, Message, Warehouse
-from .settled import closed_until, pending_channels, pending_topics, pending_warehouse
+from .settled import closed_until, lagging, pending_channels, pending_topics, pending_warehouse
 from .topics import CannotRead, TopicReader
 from .warehouse import WarehouseReader
 
@@ -98,7 +98,8 @@ class _Gathering:
                 positions = Warehouse({}, self.warehouse.positions())
             with self.asked("recorder"):
                 recorded = self.recorded()
-            evidence = replace(evidence, warehouse=positions, recorded=recorded)
+            behind = lagging(evidence, positions) if positions is not None else {}
+            evidence = replace(evidence, warehouse=positions, recorded=recorded, lagging=behind)
             lacking = [] if positions is None else pending_warehouse(evidence, positions)
             if recorded is not None:
                 lacking += pending_channels(evidence)

@@ -183,6 +183,9 @@ class Evidence:
     missing: Mapping[str, str] = field(default_factory=dict)
     pending: Sequence[str] = ()
     """What had still not happened when the waiting ended."""
+    lagging: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    """By plain topic and partition, how far the loader had come when the waiting ended, where that was not the end:
+    rows are due up to there. Read before the rows were."""
 
     def of(self, kind: type[E]) -> Iterator[tuple[Seen, E]]:
         """All events of a kind, by partition and offset."""

@@ -17,7 +17,7 @@ from .market import minute_text
 from .model import Evidence, Exchange, SymbolFeed, Warehouse
 from .trading import orders_of
 
-__all__ = ["closed_until", "pending_channels", "pending_topics", "pending_warehouse"]
+__all__ = ["closed_until", "lagging", "pending_channels", "pending_topics", "pending_warehouse"]
 
 
 def pending_topics(evidence: Evidence) -> list[str]:
@@ -96,22 +96,31 @@ def _orders(evidence: Evidence, exchange: Exchange) -> list[str]:
 
 def pending_warehouse(evidence: Evidence, warehouse: Warehouse) -> list[str]:
     """Partitions of which the loader's position has not passed the last record."""
+    needed = _needed(evidence)
+    return [
+        f"the loader stands at {at} of {needed[key]} in {key[0]}/{key[1]}"
+        for key, at in sorted(lagging(evidence, warehouse).items())
+    ]
+
+
+def lagging(evidence: Evidence, warehouse: Warehouse) -> dict[tuple[str, int], int]:
+    """The loader's position, 0 if it has none, of each partition whose last record it has not passed."""
     positions: dict[tuple[str, int], int] = {}
     for p in warehouse.positions:
         key = (p.topic.removeprefix(evidence.prefix), p.partition)
         made = evidence.topic_ids.get(key[0])
         if made is None or made == p.topic_id:
             positions[key] = max(p.next_offset, positions.get(key, 0))
+    return {key: positions.get(key, 0) for key, end in _needed(evidence).items() if positions.get(key, 0) < end}
+
+
+def _needed(evidence: Evidence) -> dict[tuple[str, int], int]:
     needed: dict[tuple[str, int], int] = {}
     for records in evidence.records.values():
         for seen in records:
             key = (seen.where.topic, seen.where.partition)
             needed[key] = max(needed.get(key, 0), seen.where.offset + 1)
-    return [
-        f"the loader stands at {positions.get(key, 0)} of {end} in {key[0]}/{key[1]}"
-        for key, end in sorted(needed.items())
-        if positions.get(key, 0) < end
-    ]
+    return needed
 
 
 def pending_channels(evidence: Evidence) -> list[str]:
