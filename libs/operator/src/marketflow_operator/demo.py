@@ -33,7 +33,7 @@ from .audit.model import Check, Evidence, verdict
 from .recording import Recording
 from .report import build, encode
 from .table import show_summary
-from .targets import of_stack
+from .targets import of_stack, restarts_of
 from .view.board import Board
 from .view.live import Watch, show
 
@@ -126,8 +126,8 @@ def run(demo: Demo, state: Path, out: Console) -> Verdict:
         try:
             evidence = _watch(demo, config, out)
             restarts = {entry.name: entry.restarts for entry in running.status() if entry.restarts}
-            notifier = sum(count for name, count in restarts.items() if name.startswith("notifier"))
-            evidence = replace(evidence, notifier_restarts=notifier)
+            notifiers = [entry for entry in running.status() if entry.name.startswith("notifier")]
+            evidence = replace(evidence, notifier_restarts=restarts_of(notifiers))
             dbt = _dbt(config, out)
         except KeyboardInterrupt:
             out.print("interrupted; stopping everything …")

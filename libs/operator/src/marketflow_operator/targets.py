@@ -6,17 +6,17 @@ Must never start anything. Defaults are the ports that docker compose publishes.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from marketflow_common.settings import KafkaSettings, SnowflakeSettings, load
 from marketflow_stack import stack
 from marketflow_stack.stack import StackConfig
-from marketflow_stack.state import StackState
+from marketflow_stack.state import ProcessState, StackState
 from pydantic import SecretStr
 
-__all__ = ["Targets", "local_warehouse", "of_environment", "of_stack"]
+__all__ = ["Targets", "local_warehouse", "of_environment", "of_stack", "restarts_of"]
 
 CHANNELS: Final = ("telegram", "discord")
 
@@ -49,6 +49,11 @@ def of_environment() -> Targets:
     )
 
 
+def restarts_of(processes: Iterable[ProcessState]) -> int:
+    """How often they were started again in this state folder: after a crash, by a later `up`, by another supervisor."""
+    return sum(max(0, entry.starts - 1) for entry in processes)
+
+
 def local_warehouse(port: int) -> SnowflakeSettings:
     """The local warehouse, which takes any user."""
     return SnowflakeSettings(
@@ -65,14 +70,14 @@ def local_warehouse(port: int) -> SnowflakeSettings:
 def of_stack(config: StackConfig, state: StackState | None = None) -> Targets:
     """The parts of a local stack, by the ports it is configured for."""
     processes = list(state.processes) if state is not None else []
-    restarts = [entry.restarts for entry in processes if entry.name.startswith("notifier")]
+    notifiers = [entry for entry in processes if entry.name.startswith("notifier")]
     return Targets(
         kafka=KafkaSettings(bootstrap_servers=config.bootstrap),
         snowflake=local_warehouse(config.ports.warehouse),
         exchange=config.url("simulator"),
         recorder=config.url("recorder"),
         services={name: config.url(name) for name in config.services},
-        notifier_restarts=sum(restarts) if restarts else None,
+        notifier_restarts=restarts_of(notifiers) if notifiers else None,
         # A market that waited for all services has no first trade that may be missed.
         from_start=not config.autostart,
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,6 +20,10 @@ from marketflow_operator.audit.model import Check, Evidence, Message, Seen, Wher
 from marketflow_operator.audit.settled import lagging, pending_warehouse
 from marketflow_operator.cli import CANNOT, WRONG, code_of
 from marketflow_operator.table import outcome
+from marketflow_operator.targets import of_stack
+from marketflow_stack.processes import ProcessId
+from marketflow_stack.stack import StackConfig
+from marketflow_stack.state import ProcessState, StackState
 
 Build = Callable[..., Evidence]
 Edit = Callable[..., Evidence]
@@ -540,6 +545,18 @@ def test_a_repeat_is_reported_and_fails_only_without_a_restart(world: Build, res
     check = next(check for check in verdict.checks if check.name == "notifications_repeated")
     assert check.ok is ok
     assert check.actual == 2
+
+
+def test_starts_by_an_earlier_supervisor_count_as_restarts_of_the_notifier(tmp_path: Path) -> None:
+    def process(name: str, starts: int) -> ProcessState:
+        return ProcessState(name, "ready", None, 0, {}, "", "", starts)
+
+    own = ProcessId(1, 1, "")
+    processes = [process("executor", 5), process("notifier", 3), process("notifier-2", 1)]
+    config = StackConfig(state=tmp_path)
+    assert of_stack(config, StackState(own, processes)).notifier_restarts == 2
+    assert of_stack(config, StackState(own, [process("notifier", 1)])).notifier_restarts == 0
+    assert of_stack(config, StackState(own, [process("executor", 1)])).notifier_restarts is None
 
 
 def test_a_notifier_that_repeats_everything_fails_even_if_nobody_counts_restarts(world: Build) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from marketflow_stack.errors import StackError
 from marketflow_stack.processes import end, kill_group, port_answers, port_is_free, spawn, who_holds
-from marketflow_stack.text import tail
+from marketflow_stack.text import size, tail
 from marketflow_stack.topics import wait_for_broker
 
 KAFKA_VERSION = "4.1.1"
@@ -259,9 +259,10 @@ class KafkaBroker:
                 )
         self.prepare()
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        began = size(self.log)
         with self.log.open("ab") as output:
             self._process = spawn(self.argv(), output=output, env={**os.environ, **JAVA_ENVIRONMENT})
-        self._wait(timeout)
+        self._wait(timeout, began)
 
     def ready(self) -> bool:
         """Whether the broker answers a metadata request now."""
@@ -273,7 +274,7 @@ class KafkaBroker:
             return False
         return True
 
-    def _wait(self, timeout: float) -> None:
+    def _wait(self, timeout: float, began: int) -> None:
         assert self._process is not None
         deadline = time.monotonic() + timeout
         while not self.ready():
@@ -283,7 +284,8 @@ class KafkaBroker:
                 continue
             problem = f"ended with status {status}" if status is not None else f"did not answer within {timeout:g} s"
             self.kill()
-            raise StackError(f"the Kafka broker {problem}; its log ends with:\n{tail(self.log)}", f"see {self.log}")
+            last = tail(self.log, since=began)
+            raise StackError(f"the Kafka broker {problem}; its log ends with:\n{last}", f"see {self.log}")
 
     def stop(self, deadline: float = 30) -> bool:
         """SIGTERM, and SIGKILL after `deadline` seconds. True if SIGTERM was enough."""

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +20,9 @@ from typing import Any, Literal
 from marketflow_stack.errors import StackError
 from marketflow_stack.kafka import JAVA_ENVIRONMENT, KafkaBroker
 from marketflow_stack.processes import ProcessId, free_ports
-from marketflow_stack.state import StackState
+from marketflow_stack.state import StackState, make_folder
 from marketflow_stack.supervisor import Event, ProcessSpec, Supervisor
-from marketflow_stack.text import tail
+from marketflow_stack.text import size, tail
 
 SERVICES = ("ingestor", "aggregator", "strategy", "executor", "notifier", "loader")
 API_KEY, API_SECRET = "simulator", "simulator-secret"  # the simulator's account; no secret of anybody
@@ -364,35 +364,50 @@ def start_detached(config: StackConfig, on_event: Callable[[Event], None] = lamb
         )
     specs(config)  # what is missing on this machine is said here, and jars are fetched while somebody looks on
     for folder in (config.run, config.logs):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     described, events = config.run / "config.json", config.run / "events.jsonl"
     described.write_text(config.to_json())
     events.unlink(missing_ok=True)
-    log = os.open(config.logs / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    # A session of its own: neither Ctrl-C nor the end of the terminal reaches it.
-    pid = os.posix_spawn(
-        sys.executable,
-        _python("marketflow_stack.stack", str(described)),
-        os.environ,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, log, 1),
-            (os.POSIX_SPAWN_DUP2, log, 2),
-        ],
-        setsid=True,
-    )
-    os.close(log)
-    process = ProcessId.of(pid)
+    log = config.logs / "supervisor.log"
+    began = size(log)
+    process: ProcessId | None = None
     try:
-        return _await(config, process, events, on_event)
+        # A signal that comes between the start and the taking down of its pid would leave the stack running.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            process = _start_alone(_python("marketflow_stack.stack", str(described)), log, held)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        return _await(config, process, events, began, on_event)
     except BaseException:
         if process is not None and process.signal(signal.SIGTERM) and not process.wait(60):
             process.signal(signal.SIGKILL)
         raise
 
 
+def _start_alone(argv: list[str], log: Path, mask: Iterable[int]) -> ProcessId | None:
+    """Start a program in a session of its own: neither Ctrl-C nor the end of the terminal reaches it."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        pid = os.posix_spawn(
+            sys.executable,
+            argv,
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, output, 2),
+            ],
+            setsid=True,
+            setsigmask=mask,
+        )
+    finally:
+        os.close(output)
+    return ProcessId.of(pid)
+
+
 def _await(
-    config: StackConfig, process: ProcessId | None, events: Path, on_event: Callable[[Event], None]
+    config: StackConfig, process: ProcessId | None, events: Path, began: int, on_event: Callable[[Event], None]
 ) -> StackState:
     seen = 0
     while True:
@@ -411,7 +426,8 @@ def _await(
         seen = len(lines)
         if not alive:
             log = config.logs / "supervisor.log"
-            raise StackError("the stack ended while it was starting", f"see {log}, which ends with:\n{tail(log)}")
+            last = tail(log, since=began)
+            raise StackError("the stack ended while it was starting", f"see {log}, which ends with:\n{last}")
         time.sleep(0.05)
 
 
@@ -422,7 +438,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    config.run.mkdir(parents=True, exist_ok=True)
+    make_folder(config.run)
     with (config.run / "events.jsonl").open("a") as events:
 
         def tell(**told: object) -> None:

@@ -21,7 +21,10 @@ _NAME = "stack.json"
 
 @dataclass(frozen=True)
 class ProcessState:
-    """One process: its phase (see supervisor.Phase), identity if it runs, and where to reach it."""
+    """One process: its phase (see supervisor.Phase), identity if it runs, and where to reach it.
+
+    `restarts` are those by this supervisor after a crash; `starts` are all in this folder, former supervisors' too.
+    """
 
     name: str
     phase: str
@@ -30,6 +33,7 @@ class ProcessState:
     ports: Mapping[str, int]
     url: str
     log: str
+    starts: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,10 @@ class StackState:
             )
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise StackError(
+                f"{directory / _NAME} cannot be read ({error.strerror})", "name a state folder that can be"
+            ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise StackError(
                 f"{directory / _NAME} is not readable ({type(error).__name__}: {error})", "remove that file"
@@ -86,6 +94,16 @@ class StackState:
             if entry.process is not None:
                 entry.process.wait(10)
         return False
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of the stack's state, and those above it. StackError if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StackError(
+            f"{folder} cannot be made ({error.strerror})", "name a state folder in one that can be written to"
+        ) from None
 
 
 def _process(entry: dict[str, Any]) -> ProcessState:

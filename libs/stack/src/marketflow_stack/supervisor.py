@@ -8,6 +8,7 @@ knows what the processes do; that is stack.py's.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import subprocess
 import threading
@@ -31,13 +32,14 @@ from marketflow_stack.processes import (
     wait_end,
     who_holds,
 )
-from marketflow_stack.state import ProcessState, StackState
-from marketflow_stack.text import tail
+from marketflow_stack.state import ProcessState, StackState, make_folder
+from marketflow_stack.text import size, tail
 
 _ROUND = 0.05  # seconds between two looks at the processes
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 10.0  # seconds before a crashed process is started again
 _STEADY = 30.0  # seconds after which a process counts as running well, and its backoff starts anew
 _NOT_AGAIN = 78  # exit status of a service whose settings are wrong (EX_CONFIG): the same again would not help
+_STARTS = "starts.json"  # how often each process was started in this folder, by name
 _LOG_LIMIT = 20 * 2**20  # bytes after which a log is put aside when its process starts
 
 Phase = Literal["waiting", "preparing", "starting", "ready", "done", "backoff", "failed", "stopped"]
@@ -88,6 +90,7 @@ class _Child:
         self.backoff = _FIRST_BACKOFF
         self.since = time.monotonic()  # when the phase began
         self.ever_ready = False
+        self.log_from = 0  # where the log of its last start begins
 
     @property
     def settled(self) -> bool:
@@ -118,6 +121,7 @@ class Supervisor:
         self._watcher: threading.Thread | None = None
         self._preparers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="prepare")
         self._lock: IO[str] | None = None
+        self._starts: dict[str, int] = {}
 
     def __enter__(self) -> Supervisor:
         self.start()
@@ -223,7 +227,7 @@ class Supervisor:
     def status(self) -> list[ProcessState]:
         """All processes in order of start."""
         with self._turn:
-            return [_state(child) for child in self._children.values()]
+            return [_state(child, self._starts) for child in self._children.values()]
 
     def _watch(self) -> None:
         while not self._end.wait(_ROUND):
@@ -269,10 +273,19 @@ class Supervisor:
         # All of the stack talks on this machine: a proxy of the user's must not be asked.
         for name in ("NO_PROXY", "no_proxy"):
             environment[name] = ",".join(filter(None, (environment.get(name), "127.0.0.1,localhost")))
+        self._count(spec.name)
+        child.log_from = size(spec.log)
         with spec.log.open("ab") as log:
             child.process = spawn(spec.argv, output=log, env=environment, cwd=spec.cwd)
         child.identity = ProcessId.of(child.process.pid)
         self._enter(child, "starting", f"started (pid {child.process.pid})")
+
+    def _count(self, name: str) -> None:
+        """One more start, written down before it happens: what a crash may have repeated outlives the supervisor."""
+        self._starts[name] = self._starts.get(name, 0) + 1
+        scratch = self._directory / f"{_STARTS}.new"
+        scratch.write_text(json.dumps(self._starts))
+        scratch.replace(self._directory / _STARTS)
 
     def _ask(self, child: _Child) -> None:
         spec = child.spec
@@ -329,7 +342,7 @@ class Supervisor:
     def _enter(self, child: _Child, phase: Phase, text: str) -> None:
         child.phase, child.since = phase, time.monotonic()
         if self._lock is not None:
-            StackState.of_this_process([_state(c) for c in self._children.values()], self._info).write(self._directory)
+            StackState.of_this_process(self.status(), self._info).write(self._directory)
         self._on_event(Event(child.spec.name, phase, text))
 
     def _failure(self, child: _Child) -> StackError:
@@ -338,12 +351,11 @@ class Supervisor:
         if child.error is not None:
             return StackError(f"{child.spec.name} could not be prepared: {child.error}", "")
         what = "did not become ready" if child.phase in ("starting", "waiting", "preparing") else "did not start"
-        return StackError(
-            f"{child.spec.name} {what}", f"see {child.spec.log}, which ends with:\n{tail(child.spec.log)}"
-        )
+        last = tail(child.spec.log, since=child.log_from)
+        return StackError(f"{child.spec.name} {what}", f"see {child.spec.log}, which ends with:\n{last}")
 
     def _claim(self) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
+        make_folder(self._directory)
         lock = (self._directory / "lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -355,14 +367,20 @@ class Supervisor:
                 f"a stack runs in {self._directory.parent} already{who}", "stop it with `marketflow down`"
             ) from None
         self._lock = lock
+        try:
+            counted = json.loads((self._directory / _STARTS).read_text())
+            self._starts = {str(name): int(count) for name, count in counted.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            self._starts = {}  # a new folder
 
 
-def _state(child: _Child) -> ProcessState:
+def _state(child: _Child, starts: Mapping[str, int]) -> ProcessState:
     return ProcessState(
         name=child.spec.name,
         phase=child.phase,
         process=child.identity,
         restarts=child.restarts,
+        starts=starts.get(child.spec.name, 0),
         ports=dict(child.spec.ports),
         url=child.spec.url,
         log=str(child.spec.log),

@@ -5,11 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def tail(path: Path, lines: int = 15) -> str:
-    """The last lines of a log, indented; reads at most its last 16 kB."""
+def size(path: Path) -> int:
+    """Bytes of a log so far, 0 if there is none: where what comes now begins."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def tail(path: Path, lines: int = 15, since: int = 0) -> str:
+    """The last lines of a log from the byte `since` on, indented; reads at most its last 16 kB."""
     try:
         with path.open("rb") as log:
-            log.seek(max(0, path.stat().st_size - 16_384))
+            log.seek(max(0, since, path.stat().st_size - 16_384))
             text = log.read().decode(errors="replace")
     except OSError:
         return "  (there is no log)"

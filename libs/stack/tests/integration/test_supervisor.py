@@ -68,6 +68,27 @@ def test_processes_start_after_what_they_need_and_stop_before_it(
     assert StackState.read(tmp_path / "run") is None
 
 
+def test_starts_are_counted_over_the_supervisors_of_a_folder(
+    tmp_path: Path, server: Callable[..., ProcessSpec]
+) -> None:
+    for already in (0, 1):
+        with Supervisor([server("one")], tmp_path / "run") as supervisor:
+            assert [(p.starts, p.restarts) for p in supervisor.status()] == [(already + 1, 0)]
+    (tmp_path / "run" / "starts.json").write_text("cut off in the mid")
+    with Supervisor([server("one")], tmp_path / "run") as supervisor:
+        assert supervisor.status()[0].starts == 1
+
+
+def test_a_start_that_fails_shows_what_the_log_says_of_this_run_only(
+    tmp_path: Path, server: Callable[..., ProcessSpec]
+) -> None:
+    (tmp_path / "one.log").write_text("a failure of last week\n")
+    spec = server("one", argv=["sh", "-c", "echo this one; exit 3"])
+    with pytest.raises(StackError) as caught:
+        Supervisor([spec], tmp_path / "run").start()
+    assert caught.value.remedy == f"see {tmp_path / 'one.log'}, which ends with:\n  this one"
+
+
 def test_a_crashed_process_comes_back_and_the_crash_is_counted(
     tmp_path: Path, server: Callable[..., ProcessSpec]
 ) -> None:

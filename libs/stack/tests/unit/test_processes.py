@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from marketflow_stack.errors import StackError
 from marketflow_stack.processes import ProcessId, end, free_ports, kill_group, port_is_free, spawn, who_holds
+from marketflow_stack.state import StackState, make_folder
 from marketflow_stack.testing import eventually
 
 
@@ -81,3 +84,12 @@ def test_children_left_by_a_process_that_has_ended_are_killed(tmp_path: Path) ->
     assert end(process, deadline=5)
     kill_group(process)
     assert grandchild.wait(5)
+
+
+@pytest.mark.parametrize("name", ["state/run", "state"])
+def test_a_state_folder_that_is_a_file_or_cannot_be_made_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "state").write_text("a file")
+    with pytest.raises(StackError, match=r"state.*(cannot be read|cannot be made) \(.+\); name a state folder"):
+        StackState.read(tmp_path / name)
+    with pytest.raises(StackError, match=r"state.* cannot be made \(.+\); name a state folder"):
+        make_folder(tmp_path / name)

@@ -174,7 +174,7 @@ class Evidence:
     recorded: Sequence[Message] | None = None
     channels: Sequence[str] = ()
     notifier_restarts: int | None = None
-    """How often the notifier was started again; None if nobody counted."""
+    """How often the notifier was started again since the recording began; None if nobody counted."""
     until: Mapping[str, int] = field(default_factory=dict)
     """By symbol, the end of the last minute that had to come through while the market went on; later ones are not
     judged, because their candles may be on the way. A symbol that is not named is judged up to its last watermark."""
