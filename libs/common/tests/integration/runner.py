@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 
+from confluent_kafka import KafkaError, KafkaException
 from marketflow_common import logs, topics
 from marketflow_common.events import Candle, Event, Trade
 from marketflow_common.health import Health
@@ -75,11 +76,23 @@ class Die:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
+class MoveOn:
+    """Tells the loop once that the group has moved on without it, at the first time that a step is reached."""
+
+    def __init__(self, step: str) -> None:
+        self._step = step
+
+    def __call__(self, step: str) -> None:
+        if step == self._step:
+            self._step = ""
+            raise KafkaException(KafkaError(KafkaError.ILLEGAL_GENERATION))
+
+
 class Lines:
     """Writes each record's coordinates and key as a line; takes its position from the file if told to."""
 
-    def __init__(self, file: Path, from_file: bool, refuse: int, die: Die) -> None:
-        self._file, self._from_file, self._refuse, self._die = file, from_file, refuse, die
+    def __init__(self, file: Path, from_file: bool, refuse: int, away: Path | None, die: Die) -> None:
+        self._file, self._from_file, self._refuse, self._away, self._die = file, from_file, refuse, away, die
         file.touch()
 
     def opened(self, slot: Slot, committed: Committed) -> int | None:
@@ -93,7 +106,7 @@ class Lines:
         pass
 
     def write(self, batches: Batches) -> Mapping[Slot, Mapping[str, int]]:
-        if self._refuse > 0:
+        if self._refuse > 0 or (self._away is not None and self._away.exists()):
             self._refuse -= 1
             raise Retry("refused by the test", 0.2)
         self._die("before")
@@ -113,11 +126,13 @@ def main() -> int:
     parser.add_argument("--prefix", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--die-at", default="")
+    parser.add_argument("--moved-on-at", default="")
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--file", type=Path)
     parser.add_argument("--from-file", action="store_true")
     parser.add_argument("--refuse", type=int, default=0)
+    parser.add_argument("--away-while", type=Path, help="refuse as long as this file is there")
     a = parser.parse_args()
     logs.configure(a.loop, "INFO", "text")
     stop = threading.Event()
@@ -129,10 +144,10 @@ def main() -> int:
             if a.loop == "transform":
                 Transform(
                     kafka, "total", topics.OHLCV_RAW, topics.OHLCV_AGG, lambda _, end: RunningTotal(end), health,
-                    batch=a.batch, step=die,
+                    batch=a.batch, step=MoveOn(a.moved_on_at) if a.moved_on_at else die,
                 ).run(stop)  # fmt: skip
             else:
-                effect = Lines(a.file, a.from_file, a.refuse, die)
+                effect = Lines(a.file, a.from_file, a.refuse, a.away_while, die)
                 Sink(kafka, "lines", [topics.OHLCV_RAW, topics.OHLCV_AGG], effect, health, Limits(100, 10**6, 0.1)).run(
                     stop
                 )

@@ -75,6 +75,25 @@ def test_while_the_outside_is_away_records_wait_and_the_group_membership_stays(
     assert running.log.read_text().count("assigned") == 1
 
 
+def test_a_sink_that_was_full_when_it_lost_its_partitions_reads_on_when_it_has_them_back(
+    start: Start, feed: Feed, topics: CreatedTopics, tmp_path: Path
+) -> None:
+    file, away = tmp_path / "out", tmp_path / "away"
+    away.touch()
+    feed(1, 200)  # three partitions: more than the 100 records that a sink may hold
+    first = start("sink", "--file", str(file), "--away-while", str(away)).wait_ready()
+    eventually(lambda: "outside_away" in first.log.read_text())
+    second = start("sink", "--file", str(file), "--away-while", str(away)).wait_ready()
+    eventually(lambda: first.log.read_text().count(" assigned") == 2)
+    second.signal(signal.SIGTERM)
+    assert second.wait(20) == 0
+    eventually(lambda: first.log.read_text().count(" assigned") == 3)
+    away.unlink()
+    expected = _expected(topics)
+    eventually(lambda: set(_lines(file)) >= expected)
+    assert _lines(file) == Counter(expected)
+
+
 def test_a_stopped_sink_writes_what_it_holds_and_a_new_one_goes_on_after_it(
     start: Start, feed: Feed, topics: CreatedTopics, tmp_path: Path
 ) -> None:

@@ -66,6 +66,22 @@ def test_one_that_was_frozen_and_wakes_up_changes_nothing(start: Start, feed: Fe
     expect_totals(350)
 
 
+def test_a_partition_that_was_paused_when_the_group_moved_on_is_read_again_once_it_comes_back(
+    start: Start, feed: Feed, expect_totals: Expect
+) -> None:
+    # Paused by its own error, lost to another member, and got back: librdkafka keeps the pause over all of that.
+    first = start("transform", "--moved-on-at", "produced").wait_ready()
+    feed(1, 20)
+    eventually(lambda: "lane_broken" in first.log.read_text())
+    second = start("transform").wait_ready()
+    eventually(lambda: first.metric("owned_partitions") + second.metric("owned_partitions") == 3)
+    second.signal(signal.SIGTERM)
+    assert second.wait(20) == 0
+    eventually(lambda: first.metric("owned_partitions") == 3)
+    feed(21, 60)
+    expect_totals(60)
+
+
 def test_a_record_that_cannot_be_read_is_skipped_and_counted(
     start: Start, feed: Feed, expect_totals: Expect, kafka: KafkaSettings
 ) -> None:

@@ -165,6 +165,7 @@ class Sink:
             starts.append(TopicPartition(p.topic, p.partition, start))
             self._buffers[self._slot(p)] = []
         self._consumer.assign(starts)
+        self._consumer.resume(starts)  # librdkafka keeps a pause of an earlier assignment
         self._paused = False
         self._show_owned()
         self._health.ready(True)

@@ -153,6 +153,8 @@ class Transform:
         # Nothing is fetched before the lanes are open: where to start is not known until then.
         starts = [(p, self._open(p.partition)) for p in partitions]
         self._consumer.assign([TopicPartition(p.topic, p.partition, start or 0) for p, start in starts])
+        # librdkafka keeps a pause of an earlier assignment: without this a lane would stand still, and look well.
+        self._consumer.resume(partitions)
         broken = [p for p, start in starts if start is None]
         if broken:
             self._consumer.pause(broken)
