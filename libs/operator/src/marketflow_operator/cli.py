@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Final, ParamSpec
 
+import httpx
 import typer
 from marketflow_common.settings import InvalidSettings, load
 from marketflow_stack.errors import StackError
@@ -35,7 +36,7 @@ from .audit.gather import gather
 from .audit.judge import Verdict, judge
 from .recording import Unreadable, check_market, examine
 from .report import encode, verdict_json
-from .settings import StackSettings
+from .settings import StackSettings, strays
 from .table import show_verdict
 
 __all__ = ["app", "main"]
@@ -46,6 +47,9 @@ USAGE: Final = 2
 CANNOT: Final = 3
 INTERRUPTED: Final = 130
 DEFAULT_SYMBOLS: Final = StackConfig.symbols
+FASTEST: Final = 100_000
+LONGEST: Final = 10_080
+SEEDS: Final = 2**32 - 1
 
 CODES: Final = (
     "Exit codes: 0 all is well (demo, audit: the audit holds); 1 it is not (the audit does not hold, something of the "
@@ -73,6 +77,10 @@ State = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
+class WrongUsage(Exception):
+    """An option that is none; the text is one line that names it and what was expected."""
+
+
 def guarded(command: Callable[P, int]) -> Callable[P, None]:
     """Turn known errors into one line and an exit code."""
 
@@ -80,7 +88,7 @@ def guarded(command: Callable[P, int]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             code = command(*args, **kwargs)
-        except InvalidSettings as error:
+        except (InvalidSettings, WrongUsage) as error:
             code = fail(str(error), USAGE)
         except StackError as error:
             code = fail(str(error), CANNOT)
@@ -113,21 +121,59 @@ def _root(
 
 
 def state_folder(given: Path | None) -> Path:
-    """The state folder of the command: as given, or as configured."""
-    return given.resolve() if given is not None else load(StackSettings).folder
+    """The state folder of the command: as given, or as configured. Raises WrongUsage if that is a file."""
+    folder = given.resolve() if given is not None else load(StackSettings).folder
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise WrongUsage(f"--state (MARKETFLOW_STACK_STATE) is {folder}, but {there} is no folder; name another")
+    return folder
+
+
+def check_speed(speed: str) -> None:
+    """Raises WrongUsage if it is no speed of a market."""
+    try:
+        right = speed == "max" or 0 < float(speed) <= FASTEST
+    except ValueError:
+        right = False
+    if not right:
+        raise WrongUsage(f"--speed (SPEED) is {speed!r}: a number above 0 and at most {FASTEST}, or max")
+
+
+def check_url(option: str, url: str) -> None:
+    """Raises WrongUsage if nothing can be asked at it."""
+    try:
+        found = httpx.URL(url)
+        right = found.scheme in ("http", "https") and bool(found.host)
+    except (httpx.InvalidURL, ValueError):
+        right = False
+    if not right:
+        raise WrongUsage(f"{option} is {url!r}: it is the URL of a server, such as http://127.0.0.1:9080")
+
+
+def check_environment() -> None:
+    """What no part of MarketFlow reads: an error where it looks like a slip, a word on stderr otherwise."""
+    slips, strange = strays(os.environ)
+    if slips:
+        raise WrongUsage("; ".join(f"{name}: there is no such setting; did you mean {near}?" for name, near in slips))
+    for name in strange:
+        err.print(Text(f"marketflow: {name}: nothing reads this setting; docs/settings.md lists them", "yellow"))
 
 
 @app.command(epilog=CODES)
 @guarded
 def demo(
     replay: Annotated[
-        Path | None,
-        typer.Option(help="Capture (.jsonl, .jsonl.gz) or trade dump to replay; default: a synthetic market."),
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Capture (.jsonl, .jsonl.gz) or trade dump to replay; default: a synthetic market."
+        ),
     ] = None,
     speed: Annotated[str, typer.Option(help="Market seconds per second, or max: as fast as it is read.")] = "60",
-    minutes: Annotated[int, typer.Option(help="Minutes of the synthetic market.", min=1)] = 10,
-    symbols: Annotated[str, typer.Option(help="Symbols, separated by commas; of a recording, all by default.")] = "",
-    seed: Annotated[int, typer.Option(help="Seed of the synthetic market.", min=0)] = 7,
+    minutes: Annotated[int, typer.Option(help="Minutes of the synthetic market.", min=1, max=LONGEST)] = 10,
+    symbols: Annotated[
+        str | None, typer.Option(help="Symbols, separated by commas; of a recording, all by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the synthetic market.", min=0, max=SEEDS)] = 7,
     report: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the stack running after the summary, until Ctrl-C.")
@@ -135,19 +181,17 @@ def demo(
     state: State = None,
 ) -> int:
     """Run the whole chain once on free ports, watch it, check it, and stop it."""
-    if speed != "max":
-        try:
-            right = 0 < float(speed) <= 100_000
-        except ValueError:
-            right = False
-        if not right:
-            return fail(f"--speed (SPEED) is {speed!r}: a number above 0 and at most 100000, or max", USAGE)
+    check_environment()
+    examination.check_platform()
+    check_speed(speed)
+    folder = state_folder(state)
+    wanted_symbols = split(symbols)
     recording = None
     try:
         if replay is not None:
-            recording = examine(replay, split(symbols))
+            recording = examine(replay, wanted_symbols)
         else:
-            check_market(symbols=",".join(split(symbols) or DEFAULT_SYMBOLS))
+            check_market(symbols=",".join(wanted_symbols or DEFAULT_SYMBOLS))
     except Unreadable as error:
         return fail(f"{'--replay (REPLAY): ' if replay is not None else ''}{error}", USAGE)
     if report is not None:
@@ -156,7 +200,7 @@ def demo(
         if not os.access(report if report.exists() else report.resolve().parent, os.W_OK):
             return fail(f"--report (REPORT): {report} cannot be written; name a file in a folder that is there", USAGE)
     wanted = demonstration.Demo(
-        symbols=recording.symbols if recording else split(symbols) or DEFAULT_SYMBOLS,
+        symbols=recording.symbols if recording else wanted_symbols or DEFAULT_SYMBOLS,
         speed=speed,
         minutes=minutes,
         seed=seed,
@@ -167,12 +211,12 @@ def demo(
     # Also where a shell has started this in the background, with SIGINT ignored.
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
-    verdict = demonstration.run(wanted, demonstration.fresh_folder(state_folder(state) / "demo"), out)
+    verdict = demonstration.run(wanted, demonstration.fresh_folder(folder / "demo"), out)
     return code_of(verdict)
 
 
 def _interrupt(*_: object) -> None:
-    """SIGTERM ends the demo as Ctrl-C does; once, so that impatience cannot break off the stopping."""
+    """SIGTERM ends the demo, and a start, as Ctrl-C does; once, so that impatience cannot break off the stopping."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -187,24 +231,37 @@ def up(
     market: Annotated[
         str, typer.Option(help="simulator, or binance (its public streams, paper trading).")
     ] = "simulator",
-    symbols: Annotated[str, typer.Option(help="Symbols, separated by commas.")] = "BTCUSDT,ETHUSDT,SOLUSDT",
+    symbols: Annotated[str, typer.Option(help="Symbols, separated by commas.")] = ",".join(DEFAULT_SYMBOLS),
     speed: Annotated[str, typer.Option(help="Market seconds per second, or max.")] = "1",
-    seed: Annotated[int, typer.Option(help="Seed of the synthetic market.")] = 7,
+    seed: Annotated[int, typer.Option(help="Seed of the synthetic market.", min=0, max=SEEDS)] = 7,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay here until Ctrl-C.")] = False,
     state: State = None,
 ) -> int:
     """Start the local stack on its configured ports and leave it running."""
     if market not in ("simulator", "binance"):
         return fail(f"--market is {market!r}: it is simulator or binance", USAGE)
+    check_environment()
+    examination.check_platform()
+    check_speed(speed)
+    ports, wanted_symbols = load(StackSettings).ports, split(symbols)
+    for problem in examination.shared(ports):
+        return fail(f"{problem}; give one of them another", USAGE)
+    if market == "simulator":
+        try:
+            check_market(symbols=",".join(wanted_symbols))
+        except Unreadable as error:
+            return fail(str(error), USAGE)
     config = StackConfig(
         state=state_folder(state),
-        ports=load(StackSettings).ports,
+        ports=ports,
         market=market,  # type: ignore[arg-type]  # one of the two, as checked above
-        symbols=split(symbols),
+        symbols=wanted_symbols,
         speed=speed,
         seed=seed,
     )
     if not foreground:
+        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGTERM, _interrupt)
         start_detached(config, tell)
         out.print(f"running on 127.0.0.1: Kafka {config.ports.kafka}, exchange {config.ports.simulator}")
         out.print("marketflow status · marketflow logs · marketflow audit · marketflow down")
@@ -212,14 +269,16 @@ def up(
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
-    config.run.mkdir(parents=True, exist_ok=True)
     supervisor(replace(config, state=config.state.resolve()), tell).run(stop)
     return HOLDS
 
 
-def split(symbols: str) -> tuple[str, ...]:
-    """``"a, b"`` to ``("A", "B")``."""
-    return tuple(part.strip().upper() for part in symbols.split(",") if part.strip())
+def split(symbols: str | None) -> tuple[str, ...]:
+    """``"a, b"`` to ``("A", "B")``, None to none. Raises WrongUsage if something is given that names no symbol."""
+    found = tuple(part.strip().upper() for part in (symbols or "").split(",") if part.strip())
+    if symbols is not None and not found:
+        raise WrongUsage(f"--symbols (SYMBOLS) is {symbols!r}: name at least one, such as BTCUSDT,ETHUSDT")
+    return found
 
 
 def tell(event: Event) -> None:
@@ -321,11 +380,14 @@ def audit(
     and the recorder :9071, as docker compose publishes them; MARKETFLOW_KAFKA_*, MARKETFLOW_SNOWFLAKE_*,
     MARKETFLOW_EXCHANGE_URL and MARKETFLOW_RECORDER_URL name others.
     """
+    check_environment()
     found = running(state_folder(state))
     places = addresses.of_stack(found[1], found[0]) if found is not None else addresses.of_environment()
     if kafka is not None:
         places = replace(places, kafka=places.kafka.model_copy(update={"bootstrap_servers": kafka}))
     places = replace(places, exchange=exchange or places.exchange, recorder=recorder or places.recorder)
+    check_url("--exchange (MARKETFLOW_EXCHANGE_URL)", places.exchange)
+    check_url("--recorder (MARKETFLOW_RECORDER_URL)", places.recorder)
     if as_json or not err.is_terminal:
         evidence = gather(places, timeout, quiet)
     else:
@@ -349,6 +411,7 @@ def code_of(verdict: Verdict) -> int:
 @guarded
 def doctor(as_json: AsJson = False, state: State = None) -> int:
     """Look whether this machine has what MarketFlow needs."""
+    check_environment()
     folder = state_folder(state)
     findings = examination.examine(load(StackSettings).ports, folder, running(folder) is not None)
     well = all(finding.ok or finding.optional for finding in findings)

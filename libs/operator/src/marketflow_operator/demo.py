@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import httpx
 from marketflow_stack.stack import Ports, StackConfig, client_environment, specs, supervisor
-from marketflow_stack.state import StackState
+from marketflow_stack.state import StackState, make_folder
 from marketflow_stack.supervisor import Event
 from marketflow_stack.text import tail
 from rich.console import Console
@@ -84,8 +84,11 @@ class Demo:
 
 
 def fresh_folder(base: Path) -> Path:
-    """A new folder for a run under ``base``; older ones beyond the last few, if nothing runs in them, are removed."""
-    base.mkdir(parents=True, exist_ok=True)
+    """A new folder for a run under ``base``; older ones beyond the last few, if nothing runs in them, are removed.
+
+    Raises StackError if no folder can be made there.
+    """
+    make_folder(base)
     older = sorted(folder for folder in base.iterdir() if folder.is_dir() and not folder.is_symlink())
     for folder in older[: max(0, len(older) - KEPT + 1)]:
         if StackState.read(folder / "run") is None:
@@ -133,7 +136,7 @@ def run(demo: Demo, state: Path, out: Console) -> Verdict:
             out.print("interrupted; stopping everything …")
             raise
         found = judge(evidence)
-        found = Verdict((*found.checks, dbt))
+        found = Verdict((*found.checks, dbt, *nothing_compared(found)))
         report = build(
             evidence,
             found,
@@ -240,6 +243,15 @@ def _dbt(config: StackConfig, out: Console) -> Check:
     if code and not bad:
         bad.append(f"dbt ended with status {code}, see {output}")
     return verdict("dbt_build", len(results), len(good), bad)
+
+
+def nothing_compared(found: Verdict) -> list[Check]:
+    """A check that does not hold where there was not one whole minute to compare: that all is equal says nothing."""
+    candles = next((check for check in found.checks if check.name == "candles_equal_klines"), None)
+    if candles is None or candles.ok is None or candles.expected != 0:
+        return []
+    reason = "nothing was compared: the market had 0 whole minutes; take a recording that holds at least one"
+    return [verdict("minutes_compared", "at least 1", 0, [reason])]
 
 
 def _nothing() -> ExitStack:

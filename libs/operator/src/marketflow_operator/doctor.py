@@ -17,7 +17,7 @@ from marketflow_stack.kafka import KAFKA_VERSION, cache_directory, find_java
 from marketflow_stack.processes import who_holds
 from marketflow_stack.stack import Ports
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Finding", "check_platform", "examine", "shared"]
 
 NEEDED_DISK = 2 * 2**30
 """Bytes: environment, jars and the data of a demo come to 1.2 GB."""
@@ -36,7 +36,27 @@ class Finding:
 
 def examine(ports: Ports, state: Path, running: bool) -> Sequence[Finding]:
     """Look at everything. ``running``: the configured ports are held by the stack itself."""
+    try:
+        check_platform()
+    except StackError as error:
+        return [Finding("system", False, error.what, error.remedy)]  # the rest is looked up in Linux's /proc
     return [_python(), _java(), _jars(), *_ports(ports, running), _disk(state), _docker()]
+
+
+def check_platform() -> None:
+    """StackError where the local stack cannot run: it needs Linux's /proc, flock and prctl."""
+    if sys.platform != "linux":
+        raise StackError(
+            f"the local stack needs Linux, this is {sys.platform}", "run it in a Linux machine, or use docker compose"
+        )
+
+
+def shared(ports: Ports) -> list[str]:
+    """What to say of each port that two of our own parts are to listen on."""
+    users: dict[int, list[str]] = {}
+    for name in Ports.__dataclass_fields__:
+        users.setdefault(getattr(ports, name), []).append(f"MARKETFLOW_STACK_{name.upper()}_PORT")
+    return [f"{' and '.join(names)} are both {port}" for port, names in users.items() if len(names) > 1]
 
 
 def _python() -> Finding:
@@ -73,6 +93,9 @@ def _jars() -> Finding:
 
 def _ports(ports: Ports, running: bool) -> list[Finding]:
     names = {name: getattr(ports, name) for name in Ports.__dataclass_fields__}
+    twice = [Finding("ports", False, problem, "give one of them another") for problem in shared(ports)]
+    if twice:
+        return twice
     if running:
         return [Finding("ports", True, "held by the stack that runs")]
     taken = [

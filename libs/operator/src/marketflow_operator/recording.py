@@ -35,6 +35,9 @@ except SettingsError as error:
     sys.exit(str(error))
 """
 
+SUFFIXES: Final = (".jsonl", ".jsonl.gz", ".csv", ".zip")
+"""How the names of captures and trade dumps end."""
+
 
 class Unreadable(Exception):
     """The exchange simulator cannot play that; the text is one line that says why and what was expected."""
@@ -57,12 +60,21 @@ def check_market(**settings: str) -> None:
         raise Unreadable((asked.stderr.strip().splitlines() or [f"status {asked.returncode}"])[-1])
 
 
-def examine(path: Path, symbols: tuple[str, ...] = ()) -> Recording:
-    """Read a capture or trade dump, of all its symbols or of those named. Raises Unreadable."""
-    if not path.exists():
+def examine(place: str | Path, symbols: tuple[str, ...] = ()) -> Recording:
+    """Read a capture, a trade dump or a folder of those, of all its symbols or of those named. Raises Unreadable."""
+    path = Path(place)
+    if not str(place) or not path.exists():
+        shown = str(place) or "''"
         raise Unreadable(
-            f"there is no recording {path}; name a capture (.jsonl, .jsonl.gz) or a trade dump (.csv, .zip)"
+            f"there is no recording {shown}; name a capture (.jsonl, .jsonl.gz) or a trade dump (.csv, .zip)"
         )
+    if path.is_dir():
+        # All files of a folder are read: anything else in it is said before, and not as a line that is no capture's.
+        others = sorted(file.name for file in path.iterdir() if file.is_file() and not file.name.endswith(SUFFIXES))
+        if others:
+            raise Unreadable(
+                f"the folder {path} holds {others[0]}, which is no recording ({', '.join(SUFFIXES)}); move it elsewhere"
+            )
     command = [sys.executable, "-c", _PROGRAM, str(path.resolve()), *symbols]
     asked = subprocess.run(command, capture_output=True, text=True, check=False)
     try:

@@ -5,15 +5,30 @@ Must never hold a secret.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from marketflow_common.settings import prefix
-from marketflow_stack.stack import Ports, checkout
+from marketflow_stack.stack import SERVICES, Ports, checkout
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
-__all__ = ["StackSettings"]
+__all__ = ["StackSettings", "strays"]
 
+PREFIX: Final = "MARKETFLOW_"
+_PARTS: Final = (
+    *(service.upper() for service in SERVICES),
+    "SIMULATOR",
+    "STACK",
+    "KAFKA",
+    "SNOWFLAKE",
+    "LOG",
+)
+_ELSEWHERE: Final = ("DBT", "TEST", "UPDATE", "COMPOSE", "CI")
+"""Read by dbt, the tests, docker compose and CI."""
+_NAMES: Final = ("MARKETFLOW_EXCHANGE_URL", "MARKETFLOW_RECORDER_URL")
 _DEFAULT = Ports()
 
 
@@ -21,6 +36,27 @@ def _port(part: str) -> int:
     default: int = getattr(_DEFAULT, part)
     port: int = Field(default, ge=1, le=65535, description=f"port of {part} in `marketflow up`")
     return port
+
+
+def strays(environ: Iterable[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """MARKETFLOW_ variables that no part reads: slips with their neighbour, and others.
+
+    Names below a part's own prefix are left to that part, which knows them.
+    """
+    slips, strange = [], []
+    for name in sorted(environ):
+        word = name.removeprefix(PREFIX).partition("_")[0]
+        if not name.startswith(PREFIX) or name in _NAMES or word in (*_PARTS, *_ELSEWHERE):
+            continue
+        near = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.9)
+        parts = difflib.get_close_matches(word, _PARTS, n=1, cutoff=0.75)
+        if near:
+            slips.append((name, near[0]))
+        elif parts:
+            slips.append((name, PREFIX + parts[0] + name.removeprefix(PREFIX + word)))
+        else:
+            strange.append(name)
+    return slips, strange
 
 
 class StackSettings(BaseSettings):

@@ -18,21 +18,29 @@ from .audit.model import Check
 __all__ = ["outcome", "show_summary", "show_verdict"]
 
 _MARKS = {True: ("ok", "green"), False: ("WRONG", "bold red"), None: ("NOT RUN", "bold yellow")}
+_COLUMNS = 32  # for the other three columns
 _PENDING = ("PENDING", "bold yellow")
 
 
 def show_verdict(console: Console, verdict: Verdict) -> None:
     """Print the table, then one line with the outcome."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("check", no_wrap=True)
-    table.add_column("expected", justify="right", overflow="fold")
-    table.add_column("found", justify="right", overflow="fold")
-    table.add_column("", no_wrap=True)
     waiting = [check for check in verdict.failed if check not in verdict.failed_beyond_waiting]
-    for check in verdict.checks:
-        mark, style = _PENDING if check in waiting else _MARKS[check.ok]
-        table.add_row(check.name, _number(check.expected), _number(check.actual), Text(mark, style))
-    console.print(table)
+    rows = [
+        (check, _number(check.expected), _number(check.actual), *(_PENDING if check in waiting else _MARKS[check.ok]))
+        for check in verdict.checks
+    ]
+    if console.width < max((len(check.name) for check in verdict.checks), default=0) + _COLUMNS:
+        for check, expected, found, mark, style in rows:  # a table would have one letter in a line
+            console.print(Text.assemble(f"{check.name}: ", (mark, style), f" ({found} of {expected})"))
+    else:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("check", no_wrap=True)
+        table.add_column("expected", justify="right", overflow="fold")
+        table.add_column("found", justify="right", overflow="fold")
+        table.add_column("", no_wrap=True)
+        for check, expected, found, mark, style in rows:
+            table.add_row(check.name, expected, found, Text(mark, style))
+        console.print(table)
     for check in verdict.checks:
         if check.detail and check.ok is not None:
             console.print(_detail(check))

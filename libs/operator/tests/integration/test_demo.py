@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from marketflow_stack.processes import port_is_free
-from marketflow_stack.stack import running
+from marketflow_stack.stack import Ports, running
 from marketflow_stack.testing import eventually
 
 pytestmark = pytest.mark.broker
@@ -56,3 +56,27 @@ def test_up_says_who_holds_a_taken_port(marketflow: Any, tmp_path: Path) -> None
     assert done.stderr.startswith(f"marketflow: kafka needs port {port}: port {port} is taken by ")
     assert f"(pid {os.getpid()})" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_sigterm_to_up_while_it_starts_leaves_no_process_and_no_port(tmp_path: Path) -> None:
+    output = tmp_path / "output.txt"
+    ports = Ports.free()
+    environment = {f"MARKETFLOW_STACK_{name.upper()}_PORT": str(port) for name, port in vars(ports).items()}
+    command = [sys.executable, "-m", "marketflow_operator", "up", "--state", str(tmp_path / "state")]
+    with output.open("wb") as sink:
+        up = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env={**os.environ, **environment})
+    try:
+        eventually(lambda: "kafka " in output.read_text() or up.poll() is not None, timeout=120)
+        found = running(tmp_path / "state")
+        assert found is not None, output.read_text()
+        up.send_signal(signal.SIGTERM)
+        assert up.wait(120) == 130
+    finally:
+        if up.poll() is None:
+            up.kill()
+            up.wait()
+    assert running(tmp_path / "state") is None
+    assert not found[0].supervisor.alive()
+    assert all(port_is_free(port) for port in vars(ports).values())
+    assert output.read_text().splitlines()[-1] == "marketflow: interrupted"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import re
 from pathlib import Path
@@ -10,11 +11,16 @@ from typing import Any
 
 import pytest
 from marketflow_operator import cli
-from marketflow_operator.demo import KEPT, fresh_folder
+from marketflow_operator.audit.judge import Verdict, judge
+from marketflow_operator.audit.model import could_not_run, verdict
+from marketflow_operator.demo import KEPT, fresh_folder, nothing_compared
 from marketflow_operator.doctor import examine as look
 from marketflow_operator.recording import Unreadable, examine
+from marketflow_operator.settings import strays
+from marketflow_operator.table import show_verdict
 from marketflow_stack.processes import free_port
 from marketflow_stack.stack import Ports
+from rich.console import Console
 from typer.testing import CliRunner
 
 LINE = '1723161255611000000 {"stream":"ethusdt@trade","data":{"e":"trade","E":1723161255612,"s":"ETHUSDT","t":%d,'
@@ -57,6 +63,142 @@ def test_a_wrong_speed_is_refused_before_anything_starts(run: Any, tmp_path: Pat
     assert code == cli.USAGE
     assert text.strip() == f"marketflow: --speed (SPEED) is '{speed}': a number above 0 and at most 100000, or max"
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--speed", "0"), "marketflow: --speed (SPEED) is '0': a number above 0 and at most 100000, or max"),
+        (("--symbols", ","), "marketflow: --symbols (SYMBOLS) is ',': name at least one, such as BTCUSDT,ETHUSDT"),
+        (("--symbols", ""), "marketflow: --symbols (SYMBOLS) is '': name at least one, such as BTCUSDT,ETHUSDT"),
+        (("--symbols", "FOO"), "marketflow: wrong setting: MARKETFLOW_SIMULATOR_SYMBOLS='FOO': symbol 'FOO' ends"),
+    ],
+)
+@pytest.mark.parametrize("command", ["demo", "up"])
+def test_what_the_market_is_to_be_is_checked_before_anything_starts(
+    run: Any, tmp_path: Path, command: str, arguments: tuple[str, ...], said: str
+) -> None:
+    code, text = run(command, *arguments)
+    assert code == cli.USAGE
+    assert text.startswith(said)
+    assert text.count("\n") == 1
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["up --market=x", "up --seed=-1", "up --seed=4294967296", "demo --seed=4294967296", "demo --minutes=10081"],
+)
+def test_numbers_beyond_all_sense_are_wrong_usage(run: Any, tmp_path: Path, arguments: str) -> None:
+    assert run(*arguments.split())[0] == cli.USAGE
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "down", "logs", "audit --json", "doctor", "demo", "up"])
+@pytest.mark.parametrize("below", ["", "/run"])
+def test_a_state_folder_that_is_a_file_is_one_line(run: Any, tmp_path: Path, command: str, below: str) -> None:
+    (tmp_path / "file").write_text("")
+    code, text = run(*command.split(), "--state", f"{tmp_path}/file{below}")
+    assert code == cli.USAGE
+    assert text == (
+        f"marketflow: --state (MARKETFLOW_STACK_STATE) is {tmp_path}/file{below}, "
+        f"but {tmp_path}/file is no folder; name another\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["demo", "up"])
+def test_a_state_folder_that_cannot_be_made_is_one_line(run: Any, command: str) -> None:
+    code, text = run(command, "--state", "/proc/nope")
+    assert code == cli.CANNOT
+    assert re.fullmatch(r"marketflow: /proc/nope/\w+ cannot be made \(.+\); name a state folder in one .*\n", text)
+
+
+@pytest.mark.parametrize("option", ["--exchange", "--recorder"])
+@pytest.mark.parametrize("url", ["http://[::1", "127.0.0.1:9080", "http://", "ftp://there"])
+def test_an_address_at_which_nothing_can_be_asked_is_one_line(run: Any, option: str, url: str) -> None:
+    code, text = run("audit", option, url, "--quiet", "0")
+    assert code == cli.USAGE
+    assert text.startswith(f"marketflow: {option} (MARKETFLOW_{option[2:].upper()}_URL) is '{url}': it is the URL of")
+    assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["up", "demo", "audit", "doctor"])
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("MARKETFLOW_EXECUTER_MODE", "MARKETFLOW_EXECUTOR_MODE"),
+        ("MARKETFLOW_EXCHANGE_ULR", "MARKETFLOW_EXCHANGE_URL"),
+        ("MARKETFLOW_KAFAK_TOPIC_PREFIX", "MARKETFLOW_KAFKA_TOPIC_PREFIX"),
+    ],
+)
+def test_a_misspelt_variable_that_no_part_reads_is_an_error(
+    run: Any, monkeypatch: pytest.MonkeyPatch, command: str, name: str, meant: str
+) -> None:
+    monkeypatch.setenv(name, "live")
+    code, text = run(command)
+    assert (code, text) == (cli.USAGE, f"marketflow: {name}: there is no such setting; did you mean {meant}?\n")
+
+
+def test_variables_of_every_part_are_let_pass_and_others_are_told() -> None:
+    known = ["MARKETFLOW_EXECUTOR_MODE", "MARKETFLOW_DBT_TARGET", "MARKETFLOW_RECORDER_URL", "PATH", "MARKETFLOW_LOG_X"]
+    assert strays(known) == ([], [])
+    assert strays(["MARKETFLOW_HOME"]) == ([], ["MARKETFLOW_HOME"])
+
+
+def test_only_linux_can_run_the_local_stack(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    for command in ("demo", "up"):
+        code, text = run(command)
+        assert code == cli.CANNOT
+        assert text.startswith("marketflow: the local stack needs Linux, this is darwin; run it in a Linux machine")
+        assert text.count("\n") == 1
+    assert not (tmp_path / "state").exists()
+    code, text = run("doctor")
+    assert code == cli.WRONG
+    assert text.startswith("MISSING system: the local stack needs Linux, this is darwin")
+
+
+def test_two_of_our_own_parts_on_one_port_are_named(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARKETFLOW_STACK_LOADER_PORT", "9092")
+    said = "MARKETFLOW_STACK_KAFKA_PORT and MARKETFLOW_STACK_LOADER_PORT are both 9092"
+    assert run("up") == (cli.USAGE, f"marketflow: {said}; give one of them another\n")
+    code, text = run("doctor")
+    assert code == cli.WRONG
+    assert f"MISSING ports: {said}" in text
+
+
+def test_an_empty_replay_is_none(run: Any, tmp_path: Path) -> None:
+    code, text = run("demo", "--replay", "")
+    assert code == cli.USAGE
+    assert text.startswith("marketflow: --replay (REPLAY): there is no recording ''; name a capture")
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_folder_with_something_else_than_recordings_is_refused(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "captures").mkdir()
+    (tmp_path / "captures" / "a.jsonl").write_text(LINE % 1)
+    assert examine(tmp_path / "captures").trades == 1
+    (tmp_path / "captures" / "notes.txt").write_text(LINE % 2)
+    code, text = run("demo", "--replay", str(tmp_path / "captures"))
+    assert code == cli.USAGE
+    assert f"the folder {tmp_path}/captures holds notes.txt, which is no recording (.jsonl, " in text
+
+
+@pytest.mark.parametrize(("width", "said"), [(40, "warehouse_rows_signals_stream: ok (7 of 7)"), (100, "ok")])
+def test_the_audit_can_be_read_in_a_narrow_terminal(width: int, said: str) -> None:
+    console = Console(file=io.StringIO(), width=width, soft_wrap=True)
+    show_verdict(console, Verdict([verdict("warehouse_rows_signals_stream", 7, 7), could_not_run("other", "away")]))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert any(line.rstrip().endswith(said) and "warehouse_rows_signals_stream" in line for line in lines)
+
+
+def test_a_market_without_a_whole_minute_does_not_hold(world: Any) -> None:
+    found = judge(world(minutes=0))
+    assert next(check for check in found.checks if check.name == "candles_equal_klines").expected == 0
+    (check,) = nothing_compared(found)
+    assert check.detail.startswith("nothing was compared: the market had 0 whole minutes")
+    assert cli.code_of(Verdict((*found.checks, check))) == cli.WRONG
+    assert nothing_compared(judge(world(minutes=1))) == []
 
 
 def test_a_recording_that_is_not_there_is_refused_before_anything_starts(run: Any, tmp_path: Path) -> None:
