@@ -23,7 +23,7 @@ import httpx
 import typer
 from marketflow_common.settings import InvalidSettings, load
 from marketflow_stack.errors import StackError
-from marketflow_stack.stack import StackConfig, running, start_detached, supervisor
+from marketflow_stack.stack import StackConfig, open_market, running, start_detached, supervisor
 from marketflow_stack.supervisor import Event
 from rich.console import Console
 from rich.table import Table
@@ -258,6 +258,9 @@ def up(
         symbols=wanted_symbols,
         speed=speed,
         seed=seed,
+        # No trade comes before all services are there, so that the audit may ask for the very first one too.
+        autostart=False,
+        start_when_ready=True,
     )
     if not foreground:
         signal.signal(signal.SIGINT, _interrupt)
@@ -269,7 +272,8 @@ def up(
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
-    supervisor(replace(config, state=config.state.resolve()), tell).run(stop)
+    config = replace(config, state=config.state.resolve())
+    supervisor(config, tell).run(stop, on_ready=lambda: open_market(config))
     return HOLDS
 
 

@@ -18,8 +18,9 @@ from marketflow_operator.doctor import examine as look
 from marketflow_operator.recording import Unreadable, examine
 from marketflow_operator.settings import strays
 from marketflow_operator.table import show_verdict
+from marketflow_operator.targets import of_stack
 from marketflow_stack.processes import free_port
-from marketflow_stack.stack import Ports
+from marketflow_stack.stack import Ports, StackConfig
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -156,6 +157,17 @@ def test_only_linux_can_run_the_local_stack(run: Any, tmp_path: Path, monkeypatc
     code, text = run("doctor")
     assert code == cli.WRONG
     assert text.startswith("MISSING system: the local stack needs Linux, this is darwin")
+
+
+def test_up_lets_the_market_wait_for_all_services_so_that_its_first_trade_is_due(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[StackConfig] = []
+    monkeypatch.setattr(cli, "start_detached", lambda config, _: started.append(config))
+    assert run("up")[0] == cli.HOLDS
+    (config,) = started
+    assert (config.autostart, config.start_when_ready) == (False, True)
+    assert of_stack(config).from_start
 
 
 def test_two_of_our_own_parts_on_one_port_are_named(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

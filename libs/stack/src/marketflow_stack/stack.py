@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -61,9 +62,10 @@ class StackConfig:
     `market`: "simulator" (orders go to it, mode testnet) or "binance" (its public streams, paper trading).
     `speed`: market seconds per second, or "max". `replay`: a capture or trade dump instead of the synthetic
     market, which ends after `minutes` market minutes (0: never). `autostart` false: the market waits for
-    `POST /sim/market/start`. `services`: which of the six to run; `instances`: how many of one ("aggregator": 2
-    makes "aggregator" and "aggregator-2", the second on a free port). `env`: more variables by service, or for
-    all services under "*"; they go before what is set here.
+    `POST /sim/market/start`, which `start_when_ready` has the stack itself send once all else is ready: then no trade
+    comes before there is somebody to take it. `services`: which of the six to run; `instances`: how many of one
+    ("aggregator": 2 makes "aggregator" and "aggregator-2", the second on a free port). `env`: more variables by
+    service, or for all services under "*"; they go before what is set here.
     """
 
     state: Path
@@ -75,6 +77,7 @@ class StackConfig:
     replay: Path | None = None
     minutes: int = 0
     autostart: bool = True
+    start_when_ready: bool = False
     services: tuple[str, ...] = SERVICES
     instances: Mapping[str, int] = field(default_factory=dict)
     env: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -345,6 +348,18 @@ def supervisor(config: StackConfig, on_event: Callable[[Event], None] = lambda _
     return Supervisor(specs(config), config.run, on_event=on_event, info=info)
 
 
+def open_market(config: StackConfig) -> None:
+    """What is left to do when all is ready: start the market that waited for it. StackError if it does not start."""
+    if not config.start_when_ready or config.market != "simulator":
+        return
+    url = f"{config.url('simulator')}/sim/market/start"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        opener.open(urllib.request.Request(url, method="POST"), timeout=10).close()
+    except OSError as error:
+        raise StackError(f"the market did not start at POST {url}: {error}", "see the simulator's log") from None
+
+
 def running(state: Path) -> tuple[StackState, StackConfig] | None:
     """The stack that runs in this state folder, and how it was configured; None if none does."""
     found = StackState.read(state / "run")
@@ -447,7 +462,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         try:
             whole = supervisor(config, lambda event: tell(**asdict(event)))
-            whole.run(stop, on_ready=lambda: tell(all_ready=True))
+
+            def ready() -> None:
+                open_market(config)
+                tell(all_ready=True)
+
+            whole.run(stop, on_ready=ready)
         except StackError as error:
             sys.stderr.write(f"stack: {error}\n")
             tell(error={"what": error.what, "remedy": error.remedy})

@@ -68,6 +68,20 @@ def test_up_and_down_leaves_the_data_and_nothing_else(config: StackConfig) -> No
     assert (config.state / "kafka" / "data").is_dir()
 
 
+def test_a_market_that_waits_is_started_once_all_is_ready_and_goes_on_after_a_crash(config: StackConfig) -> None:
+    def started() -> bool:
+        with urllib.request.urlopen(f"{config.url('simulator')}/sim/market", timeout=5) as answer:
+            return bool(json.load(answer)["running"])
+
+    state = start_detached(replace(config, start_when_ready=True))
+    assert started()
+    simulator = next(p.process for p in state.processes if p.name == "simulator")
+    assert simulator is not None
+    simulator.signal(signal.SIGKILL)
+    assert simulator.wait(10)
+    eventually(lambda: who_holds(config.ports.simulator) is not None and started(), timeout=60)
+
+
 def test_nothing_is_left_when_the_supervisor_is_killed_and_the_next_start_works(config: StackConfig) -> None:
     state = start_detached(config)
     state.supervisor.signal(signal.SIGKILL)

@@ -130,7 +130,8 @@ class _Gathering:
             exchange=exchange,
             channels=self.targets.channels,
             notifier_restarts=self.targets.notifier_restarts,
-            from_start=self.targets.from_start,
+            # Where retention has deleted the first trades, nobody can ask for them.
+            from_start=self.targets.from_start and topics is not None and topics.whole,
         )
 
     def ledger(self) -> Exchange | None:

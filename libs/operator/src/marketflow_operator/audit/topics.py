@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from marketflow_common import codec
 from marketflow_common.kafka import client
 from marketflow_common.settings import KafkaSettings
-from marketflow_common.topics import ALL
+from marketflow_common.topics import ALL, OHLCV_RAW
 
 from .model import Seen, Where
 
@@ -46,11 +46,14 @@ class TopicReader:
         self._reached: dict[tuple[str, int], int] = {}
         self.ends: dict[tuple[str, int], int] = {}
         self._found: dict[tuple[str, int], list[Seen]] = {(n, p): [] for n in ALL for p in range(self.partitions)}
+        self.whole = True
+        """Whether no record of ohlcv_raw has been deleted: then what is not there never was."""
         try:
             start = []
             for name, partition in self._found:
                 low, _ = client.watermarks(self._consumer, kafka.topic(name), partition)
                 self._reached[name, partition] = low
+                self.whole = self.whole and (name != OHLCV_RAW or low == 0)
                 start.append(TopicPartition(kafka.topic(name), partition, low))
             self._consumer.assign(start)
             self.topic_ids = _topic_ids(kafka)
