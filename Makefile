@@ -58,6 +58,10 @@ demo: setup ## The whole chain, watched and audited: REPLAY=file SPEED=60|max MI
 		$(if $(MINUTES),--minutes '$(MINUTES)') $(if $(SYMBOLS),--symbols '$(SYMBOLS)') \
 		$(if $(SEED),--seed '$(SEED)') $(if $(REPORT),--report '$(REPORT)')
 
+.PHONY: live
+live: setup ## Binance's public streams, no key, paper trading, the same view: SYMBOLS=a,b
+	@$(BIN)/marketflow live $(if $(SYMBOLS),--symbols '$(SYMBOLS)')
+
 .PHONY: up
 up: setup ## Start the stack and leave it running: SPEED=1 SYMBOLS=a,b SEED=7
 	@$(BIN)/marketflow up $(if $(SPEED),--speed '$(SPEED)') $(if $(SYMBOLS),--symbols '$(SYMBOLS)') \

@@ -97,9 +97,10 @@ def test_an_exchange_whose_clock_jumps_refuses_once_and_then_takes_the_order(sta
 
 def test_an_exchange_that_is_away_keeps_signals_waiting_and_loses_none(stage: Any) -> None:
     executor = stage.start()
-    stage.exchange.fault("rest_error", path="/api/v3/exchangeInfo", status=503, count=4)
+    stage.exchange.fault("rest_error", path="/api/v3/exchangeInfo", status=503, count=100_000)
     signal = stage.signal("SOLUSDT", "BUY")
     stage.wait(lambda: "waiting for the exchange" in str(executor.state().get("reason")))
+    stage.exchange.no_faults()
     stage.settled(signal)
     stage.wait(executor.leads)
 

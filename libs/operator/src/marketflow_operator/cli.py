@@ -21,6 +21,7 @@ from typing import Annotated, Any, Final, ParamSpec
 
 import httpx
 import typer
+from marketflow_common.intervals import MINUTE
 from marketflow_common.settings import InvalidSettings, load
 from marketflow_stack.errors import StackError
 from marketflow_stack.stack import StackConfig, open_market, running, start_detached, supervisor
@@ -34,6 +35,9 @@ from . import doctor as examination
 from . import targets as addresses
 from .audit.gather import gather
 from .audit.judge import Verdict, judge
+from .audit.topics import CannotRead
+from .klines import RestKlines, compare_all, read_candles
+from .klines import show as show_klines
 from .recording import Unreadable, check_market, examine
 from .report import encode, verdict_json
 from .settings import StackSettings, strays
@@ -90,7 +94,7 @@ def guarded(command: Callable[P, int]) -> Callable[P, None]:
             code = command(*args, **kwargs)
         except (InvalidSettings, WrongUsage) as error:
             code = fail(str(error), USAGE)
-        except StackError as error:
+        except (StackError, CannotRead) as error:
             code = fail(str(error), CANNOT)
         except KeyboardInterrupt:
             code = fail("interrupted", INTERRUPTED)
@@ -220,6 +224,27 @@ def _interrupt(*_: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+@app.command(epilog=CODES)
+@guarded
+def live(
+    symbols: Annotated[str, typer.Option(help="Symbols, separated by commas.")] = ",".join(DEFAULT_SYMBOLS),
+    state: State = None,
+) -> int:
+    """Binance's public streams, no key, paper trading, with the demo's view, until Ctrl-C.
+
+    At the end every candle is compared with Binance's klines. Data stays in the state folder under live/, and the
+    next run goes on from there. MARKETFLOW_INGESTOR_WS_URL and _REST_URL name another exchange that speaks as
+    Binance does.
+    """
+    check_environment()
+    examination.check_platform()
+    wanted = split(symbols)
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    found = demonstration.live(wanted, state_folder(state) / "live", out)
+    return HOLDS if all(row.ok for row in found) else WRONG
 
 
 # --- up, status, logs, down --------------------------------------------------------------------------
@@ -376,9 +401,16 @@ def audit(
     kafka: Annotated[str | None, typer.Option(help="Broker, host:port.")] = None,
     exchange: Annotated[str | None, typer.Option(help="The exchange's URL.")] = None,
     recorder: Annotated[str | None, typer.Option(help="URL of the recording of notifications.")] = None,
+    klines: Annotated[
+        bool, typer.Option("--klines", help="Only the candles, against the exchange's REST klines; no key is needed.")
+    ] = False,
+    since: Annotated[int | None, typer.Option(help="--klines: only the last so many minutes.", min=1)] = None,
     state: State = None,
 ) -> int:
     """Compare the exchange's ledger, the topics, the warehouse and the notifications.
+
+    With --klines it compares every candle of the topic with the exchange's own klines by REST, field by field: what
+    can also be asked of Binance itself, where nobody shows a ledger.
 
     Looks at the local stack if one runs, otherwise at Kafka 127.0.0.1:9092, the exchange :9080, the warehouse :9070
     and the recorder :9071, as docker compose publishes them; MARKETFLOW_KAFKA_*, MARKETFLOW_SNOWFLAKE_*,
@@ -392,6 +424,14 @@ def audit(
     places = replace(places, exchange=exchange or places.exchange, recorder=recorder or places.recorder)
     check_url("--exchange (MARKETFLOW_EXCHANGE_URL)", places.exchange)
     check_url("--recorder (MARKETFLOW_RECORDER_URL)", places.recorder)
+    if klines or since is not None:
+        if not klines:
+            raise WrongUsage("--since goes with --klines")
+        return _audit_klines(places, since, as_json)
+    if not places.simulated:
+        return fail(
+            f"{places.exchange} shows nobody its ledger; compare the candles with `marketflow audit --klines`", CANNOT
+        )
     if as_json or not err.is_terminal:
         evidence = gather(places, timeout, quiet)
     else:
@@ -404,6 +444,32 @@ def audit(
     else:
         show_verdict(out, verdict)
     return code_of(verdict)
+
+
+def _audit_klines(places: addresses.Targets, since: int | None, as_json: bool) -> int:
+    """See `audit --klines`."""
+    rest = RestKlines(places.exchange)
+    try:
+        candles = read_candles(places.kafka)
+        if since is not None:
+            newest = max((at for windows in candles.values() for at in windows), default=0)
+            cut = newest - since * MINUTE
+            kept = {series: {at: c for at, c in windows.items() if at > cut} for series, windows in candles.items()}
+            candles = {series: windows for series, windows in kept.items() if windows}
+        if as_json or not err.is_terminal:
+            found = compare_all(candles, rest)
+        else:
+            with err.status("reading …") as line:
+                found = compare_all(candles, rest, line.update)
+    finally:
+        rest.close()
+    compared, well = sum(row.compared for row in found), all(row.ok for row in found)
+    if as_json:
+        sys.stdout.buffer.write(encode({"ok": well and compared > 0, "exchange": places.exchange, "series": found}))
+        sys.stdout.buffer.flush()
+    else:
+        show_klines(out, found, places.exchange)
+    return CANNOT if not compared else HOLDS if well else WRONG
 
 
 def code_of(verdict: Verdict) -> int:

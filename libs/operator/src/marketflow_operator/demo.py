@@ -30,6 +30,8 @@ from rich.text import Text
 from .audit.gather import gather
 from .audit.judge import Verdict, judge
 from .audit.model import Check, Evidence, verdict
+from .klines import Comparison, RestKlines, compare_all, read_candles
+from .klines import show as show_klines
 from .recording import Recording
 from .report import build, encode
 from .table import show_summary
@@ -37,7 +39,7 @@ from .targets import of_stack, restarts_of
 from .view.board import Board
 from .view.live import Watch, show
 
-__all__ = ["ENVIRONMENT", "Demo", "fresh_folder", "run"]
+__all__ = ["ENVIRONMENT", "Demo", "fresh_folder", "live", "run"]
 
 ENVIRONMENT: Final[Mapping[str, Mapping[str, str]]] = {
     "strategy": {
@@ -157,6 +159,39 @@ def run(demo: Demo, state: Path, out: Console) -> Verdict:
             out.print("the stack goes on running; Ctrl-C stops it")
             with suppress(KeyboardInterrupt):
                 threading.Event().wait()
+    return found
+
+
+def live(symbols: tuple[str, ...], state: Path, out: Console) -> list[Comparison]:
+    """Binance's public streams with paper trading, watched until Ctrl-C; then all candles beside Binance's klines.
+
+    The data stays in ``state``: the next run goes on from there and fills what happened meanwhile. Raises StackError
+    if something does not start, CannotRead if the klines cannot be had.
+    """
+    own = any(name.startswith("MARKETFLOW_STRATEGY_") for name in os.environ)
+    config = StackConfig(
+        state=state,
+        ports=Ports.free(),
+        market="binance",
+        symbols=symbols,
+        env={} if own else {"strategy": ENVIRONMENT["strategy"]},
+    )
+    specs(config)
+    title = f"{config.exchange}, paper trading, {', '.join(symbols)}"
+    out.print(Text.assemble(("MarketFlow live: ", "bold"), title, (f"  data and logs in {state}", "dim")))
+    places = of_stack(config)
+    with ExitStack() as stack:
+        stack.callback(lambda: out.print("everything has stopped; its data stays", style="dim"))
+        stack.enter_context(supervisor(config, _teller(out)))
+        out.print(Text("all ready; Ctrl-C ends it", "green"))
+        with suppress(KeyboardInterrupt), Watch(places, Board()) as watch:
+            show(out, watch, lambda: False, title)
+        rest = RestKlines(places.exchange)
+        try:
+            found = compare_all(read_candles(places.kafka), rest)
+        finally:
+            rest.close()
+        show_klines(out, found, places.exchange)
     return found
 
 

@@ -33,6 +33,8 @@ class Targets:
     channels: tuple[str, ...] = CHANNELS
     notifier_restarts: int | None = None
     from_start: bool = False
+    simulated: bool = True
+    """Whether the exchange is the simulator, which shows its ledger; False: Binance itself, which does not."""
 
 
 def of_environment() -> Targets:
@@ -74,10 +76,11 @@ def of_stack(config: StackConfig, state: StackState | None = None) -> Targets:
     return Targets(
         kafka=KafkaSettings(bootstrap_servers=config.bootstrap),
         snowflake=local_warehouse(config.ports.warehouse),
-        exchange=config.url("simulator"),
+        exchange=config.exchange,
         recorder=config.url("recorder"),
         services={name: config.url(name) for name in config.services},
         notifier_restarts=restarts_of(notifiers) if notifiers else None,
         # A market that waited for all services has no first trade that may be missed.
         from_start=not config.autostart,
+        simulated=config.market == "simulator",
     )

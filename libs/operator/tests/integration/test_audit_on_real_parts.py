@@ -20,9 +20,11 @@ from confluent_kafka.admin import AdminClient
 from marketflow_common import codec, events
 from marketflow_common.topics import OHLCV_AGG, OHLCV_RAW, ORDER_EVENTS, TRADING_SIGNALS, partition_of
 from marketflow_operator.audit.topics import TopicReader
+from marketflow_operator.cli import app
 from marketflow_operator.targets import local_warehouse, of_stack
 from marketflow_stack.stack import SERVICES
 from marketflow_stack.testing import eventually
+from typer.testing import CliRunner
 
 pytestmark = [pytest.mark.broker, pytest.mark.xdist_group("operator-stack")]
 
@@ -123,6 +125,18 @@ def test_the_audit_holds_after_the_market_has_ended_and_orders_were_filled(still
     assert int(checks["candles_equal_klines"]["actual"]) == 8  # two symbols, four minutes
     assert int(checks["fills_equal_exchange"]["actual"]) > 0
     assert int(checks["notifications_delivered"]["actual"]) > 0
+
+
+def test_the_candles_equal_what_the_exchange_says_by_rest_without_its_ledger(still: Stack) -> None:
+    done = CliRunner().invoke(app, ["audit", "--klines", "--json", "--state", str(still.config.state)])
+    found = json.loads(done.stdout)
+    assert (done.exit_code, found["ok"]) == (0, True), done.output
+    assert {(row["symbol"], row["interval"], row["compared"], row["equal"]) for row in found["series"]} == {
+        ("BTCUSDT", "1m", 4, 4),
+        ("ETHUSDT", "1m", 4, 4),
+    }
+    last = CliRunner().invoke(app, ["audit", "--klines", "--since", "1", "--state", str(still.config.state)])
+    assert "All 2 candles equal the klines" in last.stdout
 
 
 # --- the warehouse -----------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ TELEGRAM_TOKEN, TELEGRAM_CHAT = "100000:local", "1"  # the recorder takes any
 WEBHOOK = "/api/webhooks/1/local"
 ACCOUNT = USER = PASSWORD = "local"  # the local warehouse takes any
 DATABASE = "MARKETFLOW"
+_REST = "MARKETFLOW_INGESTOR_REST_URL"
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,14 @@ class StackConfig:
     @property
     def bootstrap(self) -> str:
         return f"127.0.0.1:{self.ports.kafka}"
+
+    @property
+    def exchange(self) -> str:
+        """REST of the market's exchange, as the ingestor is told it."""
+        if self.market == "simulator":
+            return self.url("simulator")
+        own = self.env.get("ingestor", {}).get(_REST) or os.environ.get(_REST)
+        return own or "https://api.binance.com"
 
     def url(self, part: str) -> str:
         """http://127.0.0.1:<port of the part>"""
@@ -308,7 +317,7 @@ def _ingestor(config: StackConfig) -> dict[str, str]:
     found = {"MARKETFLOW_INGESTOR_SYMBOLS": ",".join(config.symbols)}
     if config.market == "simulator":
         found["MARKETFLOW_INGESTOR_WS_URL"] = f"ws://127.0.0.1:{config.ports.simulator}"
-        found["MARKETFLOW_INGESTOR_REST_URL"] = config.url("simulator")
+        found[_REST] = config.url("simulator")
     return found
 
 

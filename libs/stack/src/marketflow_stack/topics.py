@@ -26,6 +26,13 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public ther
 from marketflow_stack.errors import StackError
 
 _REQUEST_TIMEOUT = 10  # seconds; a broker that answers at all answers these in milliseconds
+_PASSING = frozenset(
+    (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError.REQUEST_TIMED_OUT)
+)
+
+
+class BrokerBusy(StackError):
+    """The broker did not answer in time; it may in a moment."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,21 @@ def _unquoted(text: str) -> str:
     return text[1:-1] if len(text) >= 2 and text[0] == text[-1] == '"' else text
 
 
+def ensure_topics_patiently(
+    bootstrap: str, specs: Sequence[TopicSpec], timeout: float, replication_factor: int = 1, prefix: str = ""
+) -> list[str]:
+    """ensure_topics(), asked again for `timeout` seconds while the broker is too busy to answer: it may have just
+    come back and be reading its log."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return ensure_topics(bootstrap, specs, replication_factor, prefix)
+        except BrokerBusy:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
 def ensure_topics(
     bootstrap: str, specs: Sequence[TopicSpec], replication_factor: int = 1, prefix: str = ""
 ) -> list[str]:
@@ -130,7 +152,8 @@ def ensure_topics(
                     raise
         differences = _settled_differences(admin, specs, prefix)
     except KafkaException as error:
-        raise StackError(
+        passing = error.args[0].code() in _PASSING or error.args[0].retriable()
+        raise (BrokerBusy if passing else StackError)(
             f"the broker at {bootstrap} refused the topics: {error.args[0].str()}", "see the broker's log"
         ) from None
     if differences:
@@ -218,7 +241,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         specs = read_terraform(options.file)
         wait_for_broker(options.bootstrap, options.timeout)
-        created = ensure_topics(options.bootstrap, specs, options.replication_factor, options.prefix)
+        created = ensure_topics_patiently(
+            options.bootstrap, specs, options.timeout, options.replication_factor, options.prefix
+        )
     except StackError as error:
         print(f"topics: {error}", file=sys.stderr)  # noqa: T201
         return 1

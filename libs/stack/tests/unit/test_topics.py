@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from marketflow_stack.errors import StackError
-from marketflow_stack.topics import TopicSpec, read_terraform
+from marketflow_stack.topics import BrokerBusy, TopicSpec, ensure_topics_patiently, read_terraform
 
 ONE = 'resource "kafka_topic" "a" {\n  name = "a"\n  partitions = 2\n'
 
@@ -53,3 +53,20 @@ def test_what_cannot_be_read_without_guessing_is_refused_and_named(tmp_path: Pat
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(StackError, match=r"cannot read .*absent\.tf: No such file"):
         read_terraform(tmp_path / "absent.tf")
+
+
+def test_a_broker_that_is_too_busy_to_answer_is_asked_again_until_the_time_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers: list[list[str] | BrokerBusy] = [BrokerBusy("no answer in time", ""), BrokerBusy("again", ""), ["made"]]
+
+    def ask(*_: object) -> list[str]:
+        answer = answers.pop(0) if answers else BrokerBusy("still", "")
+        if isinstance(answer, BrokerBusy):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("marketflow_stack.topics.ensure_topics", ask)
+    assert ensure_topics_patiently("127.0.0.1:1", [], timeout=30) == ["made"]
+    with pytest.raises(BrokerBusy, match="still"):
+        ensure_topics_patiently("127.0.0.1:1", [], timeout=0)

@@ -18,7 +18,7 @@ from marketflow_common.topics import ALL, OHLCV_RAW
 
 from .model import Seen, Where
 
-__all__ = ["CannotRead", "TopicReader"]
+__all__ = ["CannotRead", "TopicReader", "answers"]
 
 PATIENCE: Final = 30.0
 """Seconds without a single record or end before reading is given up."""
@@ -35,7 +35,7 @@ class TopicReader:
         self, kafka: KafkaSettings, on_record: Callable[[Seen], None] = lambda _: None, keep: bool = True
     ) -> None:
         """``keep`` false: records are handed to ``on_record`` only, for a reader that runs for days."""
-        _answers(kafka)
+        answers(kafka)
         try:
             self.partitions = client.partition_count(kafka, *ALL)
         except client.FatalKafkaError as error:
@@ -131,8 +131,11 @@ class TopicReader:
         }
 
 
-def _answers(kafka: KafkaSettings) -> None:
-    """Asked before librdkafka is, which would try for ten seconds and say so on stderr twenty times a second."""
+def answers(kafka: KafkaSettings) -> None:
+    """Raises CannotRead if no broker listens.
+
+    Asked before librdkafka is, which would try for ten seconds and say so on stderr twenty times a second.
+    """
     addresses = [address.strip().rpartition(":") for address in kafka.bootstrap_servers.split(",")]
     reason: OSError | ValueError | None = None
     for host, _, port in addresses:

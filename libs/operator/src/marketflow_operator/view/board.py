@@ -191,6 +191,12 @@ class Board:
         self.started_at = int(market.get("start_time_us") or 0)
 
     @property
+    def now(self) -> int:
+        """Market time in microseconds: the exchange's word, or that of the newest trade; 0 before there is any."""
+        told = int(self.market.get("market_time_us") or 0)
+        return told or max((line.traded_at for line in self.symbols.values()), default=0)
+
+    @property
     def progress(self) -> float | None:
         """Share of the market that has happened, 0 to 1; None where its end is not known."""
         if self.market.get("ended"):

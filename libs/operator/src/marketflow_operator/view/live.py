@@ -68,10 +68,11 @@ class Watch:
                         self.board.services = rows
                     with suppress(httpx.HTTPError, ValueError, KeyError):
                         self._messages_of(http)
-                with suppress(httpx.HTTPError, ValueError):
-                    market: dict[str, Any] = http.get(f"{self._targets.exchange}/sim/market").json()
-                    with self.lock:
-                        self.board.take_market(market)
+                if self._targets.simulated:
+                    with suppress(httpx.HTTPError, ValueError):
+                        market: dict[str, Any] = http.get(f"{self._targets.exchange}/sim/market").json()
+                        with self.lock:
+                            self.board.take_market(market)
                 self._stop.wait(READ_EVERY)
         finally:
             if topics is not None:

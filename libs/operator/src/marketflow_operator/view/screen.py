@@ -50,7 +50,7 @@ def draw(board: Board, width: int, height: int, title: str = "") -> RenderableTy
 
 
 def _header(board: Board, width: int, title: str) -> Text:
-    now = int(board.market.get("market_time_us") or 0)
+    now = board.now
     clock = datetime.fromtimestamp(now // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S") if now else "not started"
     state = ("ACTIVE", "green") if board.state == "ACTIVE" else (board.state, "bold red")
     right = Text.assemble(("market time ", "dim"), (clock, "bold"), ("  trading ", "dim"), state)
@@ -208,7 +208,7 @@ def spark(values: Sequence[Decimal]) -> str:
 
 def progress_line(board: Board) -> str:
     """The same in one line, for an output that is no terminal."""
-    now = int(board.market.get("market_time_us") or 0)
+    now = board.now
     clock = datetime.fromtimestamp(now // 1_000_000, UTC).strftime("%H:%M:%S") if now else "--:--:--"
     done = "" if board.progress is None else f" {board.progress:.0%}"
     lines = board.symbols.values()
