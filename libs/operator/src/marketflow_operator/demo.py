@@ -177,20 +177,19 @@ def live(symbols: tuple[str, ...], state: Path, out: Console) -> list[Comparison
         env={} if own else {"strategy": ENVIRONMENT["strategy"]},
     )
     specs(config)
+    rest = RestKlines(config.exchange)
+    rest.ping()
     title = f"{config.exchange}, paper trading, {', '.join(symbols)}"
     out.print(Text.assemble(("MarketFlow live: ", "bold"), title, (f"  data and logs in {state}", "dim")))
     places = of_stack(config)
     with ExitStack() as stack:
+        stack.callback(rest.close)
         stack.callback(lambda: out.print("everything has stopped; its data stays", style="dim"))
         stack.enter_context(supervisor(config, _teller(out)))
         out.print(Text("all ready; Ctrl-C ends it", "green"))
         with suppress(KeyboardInterrupt), Watch(places, Board()) as watch:
             show(out, watch, lambda: False, title)
-        rest = RestKlines(places.exchange)
-        try:
-            found = compare_all(read_candles(places.kafka), rest)
-        finally:
-            rest.close()
+        found = compare_all(read_candles(places.kafka), rest)
         show_klines(out, found, places.exchange)
     return found
 

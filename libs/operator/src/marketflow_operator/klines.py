@@ -125,6 +125,16 @@ class RestKlines:
         """Close the connection."""
         self._http.close()
 
+    def ping(self) -> None:
+        """Whether an exchange answers at all. Raises CannotRead."""
+        try:
+            self._http.get(f"{self.url}/api/v3/ping").raise_for_status()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise CannotRead(
+                f"no exchange answers at {self.url} ({error or type(error).__name__}); check the network, or name "
+                "another with MARKETFLOW_INGESTOR_REST_URL and MARKETFLOW_INGESTOR_WS_URL"
+            ) from None
+
     def between(self, symbol: str, interval: str, first: int, last: int) -> dict[int, Kline]:
         """Klines that open from ``first`` to ``last`` (microseconds, inclusive), by open time. Raises CannotRead."""
         length, found = INTERVALS[interval], dict[int, Kline]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from marketflow_stack.processes import port_is_free
+from marketflow_stack.processes import free_port, port_is_free
 from marketflow_stack.stack import Ports, running
 from marketflow_stack.testing import eventually
 
@@ -80,3 +81,53 @@ def test_sigterm_to_up_while_it_starts_leaves_no_process_and_no_port(tmp_path: P
     assert not found[0].supervisor.alive()
     assert all(port_is_free(port) for port in vars(ports).values())
     assert output.read_text().splitlines()[-1] == "marketflow: interrupted"
+
+
+@pytest.mark.timeout(600)
+def test_live_watches_an_exchange_without_a_key_and_ends_with_its_candles_beside_the_exchanges(tmp_path: Path) -> None:
+    # The simulator stands where Binance does: what live asks, anybody may ask.
+    port = free_port()
+    url = f"127.0.0.1:{port}"
+    market = [
+        sys.executable,
+        "-m",
+        "marketflow_simulator",
+        "--port",
+        str(port),
+        "--symbols",
+        "ETHUSDT",
+        "--speed",
+        "30",
+    ]
+    live = [sys.executable, "-m", "marketflow_operator", "live", "--symbols", "ETHUSDT", "--state", str(tmp_path)]
+    places = {"MARKETFLOW_INGESTOR_WS_URL": f"ws://{url}", "MARKETFLOW_INGESTOR_REST_URL": f"http://{url}"}
+    output = tmp_path / "output.txt"
+    with (
+        output.open("wb") as sink,
+        subprocess.Popen(market, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sim,
+    ):
+        try:
+            eventually(lambda: not port_is_free(port))
+            watching = subprocess.Popen(live, stdout=sink, stderr=subprocess.STDOUT, env={**os.environ, **places})
+            try:
+                candles = re.compile(r"[1-9]\d* candles")
+                eventually(lambda: candles.search(output.read_text()) or watching.poll() is not None, timeout=240)
+                watching.send_signal(signal.SIGINT)
+                assert watching.wait(120) == 0, output.read_text()
+            finally:
+                if watching.poll() is None:
+                    watching.kill()
+                    watching.wait()
+        finally:
+            sim.terminate()
+    said = output.read_text().splitlines()
+    assert re.fullmatch(rf"All [1-9]\d* candles equal the klines of http://{url} in every field\.", said[-2]), said
+    assert said[-1] == "everything has stopped; its data stays"
+
+
+def test_live_says_at_once_that_no_exchange_answers(marketflow: Any, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    done = marketflow("live", "--state", str(tmp_path), env={**os.environ, "MARKETFLOW_INGESTOR_REST_URL": url})
+    assert done.returncode == 3
+    assert done.stderr.startswith(f"marketflow: no exchange answers at {url}")
+    assert "MARKETFLOW_INGESTOR_WS_URL" in done.stderr
