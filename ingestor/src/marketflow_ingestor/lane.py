@@ -7,10 +7,8 @@ what was read cannot be kept.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from random import uniform
 from typing import Final
 
 from confluent_kafka import KafkaException
@@ -24,9 +22,11 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import WebSocketException
 
 from . import metrics
-from .binance import PAGE, SOURCE, Closed, Rest, RestError, Unreadable, read, subscribed
-from .sequence import Before, Hole, Minutes, Need, SymbolSequence, Tail, unpublished
+from .binance import SOURCE, Closed, Rest, Unreadable, read, subscribed
+from .questions import Questions, growing
+from .sequence import SymbolSequence
 from .settings import Settings
+from .tail import Pins, Tail, unpublished
 
 __all__ = ["BROKER_AWAY", "Lane"]
 
@@ -37,17 +37,12 @@ _SYMBOLS_PER_SOCKET: Final = 100
 _MESSAGES_PER_TURN: Final = 256
 _FLUSH_SECONDS: Final = 5.0
 _COUNT_SECONDS: Final = 1.0
+_DAY_MS: Final = 86_400_000
+"""A symbol without a record in the last day of the partition is new: only a trading one has a watermark a minute."""
 
 
 class _Leave(Exception):
     """Ends the task group of a lane."""
-
-
-def _pauses(first: float, highest: float) -> Iterator[float]:
-    """Growing pauses with full jitter, so that replicas and symbols do not ask in step."""
-    while True:
-        yield uniform(first / 2, first)
-        first = min(first * 2, highest)
 
 
 class Lane:
@@ -57,24 +52,28 @@ class Lane:
         self, settings: Settings, partition: int, symbols: Sequence[str], rest: Rest, changed: Callable[[], None]
     ) -> None:
         self.symbols, self.subscribed = symbols, set[str]()
-        self._settings, self._partition, self._rest, self._changed = settings, partition, rest, changed
+        self._settings, self._partition, self._changed = settings, partition, changed
         self._publisher = Publisher(settings.kafka, "ingestor", topics.OHLCV_RAW, partition)
         self._out: list[Event] = []
         self._flight: list[Event] = []
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()  # something left a buffer
         self._sequences: dict[str, SymbolSequence] = {}
-        self._settling: set[str] = set()
-        self._group = asyncio.TaskGroup()
+        self._questions = Questions(settings, rest, self._room, self._put_out)
+        self._pins, self._marked = Pins({}), False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop``, then publish what is buffered. Raises Fenced, or one of BROKER_AWAY."""
         tails = await asyncio.to_thread(self._open)
         self._sequences = {s: SymbolSequence(SOURCE, s, self._out, tails[s]) for s in self.symbols}
+        self._pins = Pins(tails)
         _log.info("lane_opened", partition=self._partition, last_ids={s: q.last_id for s, q in self._sequences.items()})
         publishing = asyncio.create_task(self._publish())
         try:
-            async with self._group as group:
+            async with asyncio.TaskGroup() as group:
+                self._questions.start(group)
+                for sequence in self._sequences.values():
+                    self._questions.look_after(sequence)
                 for i in range(0, len(self.symbols), _SYMBOLS_PER_SOCKET):
                     group.create_task(self._stream(self.symbols[i : i + _SYMBOLS_PER_SOCKET]))
                 group.create_task(self._count())
@@ -85,18 +84,26 @@ class Lane:
                 raise errors[0] from None
         finally:
             await self._flush(publishing)
+            await asyncio.to_thread(self._publisher.close)
         if publishing.done() and not publishing.cancelled():
             publishing.result()
 
     def _open(self) -> dict[str, Tail]:
-        self._publisher.open()
+        """Fence, and read the end of the partition: to the mark, and on until all symbols are known."""
+        mark = self._publisher.open()
+        self._marked = mark is not None
         tails = {symbol: Tail() for symbol in self.symbols}
+        lowest, newest_ms = self._publisher.end, 0
         for chunk in read_back(self._settings.kafka, topics.OHLCV_RAW, self._partition):
             for record in reversed(chunk):
                 tail = tails.get(record.event.symbol)
-                if tail is not None and not tail.known:
-                    tail.take(record.event)
-            if all(tail.known for tail in tails.values()):
+                if tail is not None and (not tail.known or (mark is not None and record.offset >= mark)):
+                    tail.take(record.event, record.offset)
+            if chunk:
+                lowest, newest_ms = chunk[0].offset, newest_ms or chunk[-1].appended_ms
+            if mark is not None and lowest > mark:
+                continue
+            if all(tail.known for tail in tails.values()) or (chunk and chunk[0].appended_ms < newest_ms - _DAY_MS):
                 break
         return tails
 
@@ -111,19 +118,19 @@ class Lane:
     # --- from the socket -----------------------------------------------------------------------------
 
     async def _stream(self, symbols: Sequence[str]) -> None:
-        pauses = _pauses(0.5, 15.0)
+        pauses = growing(0.5, 15.0)
         while True:
             try:
                 async with subscribed(self._settings.ws_url, symbols) as (socket, early):
                     _log.info("subscribed", partition=self._partition, symbols=len(symbols))
                     for symbol in symbols:
                         self._sequences[symbol].connected()
-                        self._look_after(self._sequences[symbol])
+                        self._questions.look_after(self._sequences[symbol])
                     self.subscribed.update(symbols)
                     self._changed()
                     for message in early:
                         self._take(message)
-                    pauses = _pauses(0.5, 15.0)
+                    pauses = growing(0.5, 15.0)
                     await self._read(socket)
             except (OSError, TimeoutError, WebSocketException) as error:
                 pause = next(pauses)
@@ -179,85 +186,21 @@ class Lane:
                 _log.warning("server_shutdown", effect="the exchange will close the connection; it is opened again")
             return None
         if sequence.unsettled:
-            self._look_after(sequence)
+            self._questions.look_after(sequence)
         if self._out:
             self._wake.set()
         return sequence
+
+    def _put_out(self) -> None:
+        self._moved.set()
+        if self._out:
+            self._wake.set()
 
     async def _room(self, sequence: SymbolSequence | None = None) -> None:
         most = self._settings.buffer_records
         while len(self._out) >= most or (sequence is not None and sequence.held >= most):
             self._moved.clear()
             await self._moved.wait()
-
-    # --- what only REST can tell ---------------------------------------------------------------------
-
-    def _look_after(self, sequence: SymbolSequence) -> None:
-        if sequence.symbol not in self._settling and sequence.unsettled:
-            self._settling.add(sequence.symbol)
-            self._group.create_task(self._settle(sequence))
-
-    async def _settle(self, sequence: SymbolSequence) -> None:
-        """Ask until the sequence needs nothing more; what does not come within the deadline is given up."""
-        pauses, moved_at, waited = _pauses(0.1, 2.0), time.monotonic(), False
-        last_id, filled = sequence.last_id, sequence.filled_count
-        try:
-            while (need := sequence.need()) is not None:
-                if isinstance(need, Hole) and not need.urgent and not waited:
-                    waited = True
-                    await asyncio.sleep(self._settings.settle_s)
-                    continue
-                await self._room()
-                problem = "REST has none of it yet"
-                try:
-                    moved = await self._ask(sequence, need)
-                except RestError as error:
-                    moved, problem = False, str(error)
-                if self._out:
-                    self._wake.set()
-                self._moved.set()
-                if moved:
-                    pauses, moved_at = _pauses(0.1, 2.0), time.monotonic()
-                    continue
-                if time.monotonic() - moved_at > self._settings.fill_deadline_s:
-                    gap = sequence.give_up(problem)
-                    _log.error("not_filled", symbol=sequence.symbol, need=repr(need), gap=repr(gap), detail=problem)
-                    moved_at = time.monotonic()
-                    self._wake.set()
-                    self._moved.set()
-                await asyncio.sleep(next(pauses))
-            if sequence.filled_count > filled:
-                trades = sequence.filled_count - filled
-                _log.info("filled", symbol=sequence.symbol, after=last_id, up_to=sequence.last_id, trades=trades)
-        finally:
-            self._settling.discard(sequence.symbol)
-
-    async def _ask(self, sequence: SymbolSequence, need: Need) -> bool:
-        symbol = sequence.symbol
-        if isinstance(need, Before):
-            whole = sequence.start(await self._back_to(symbol, need))
-            _log.info("first_trade", symbol=symbol, trade_id=need.trade_id, first_minute="whole" if whole else "cut")
-            return True
-        if isinstance(need, Minutes):
-            sequence.closed(need, await self._rest.klines(symbol, need.start, need.end))
-            return True
-        # One more than is missing: an answer that goes beyond the hole says that the rest of it does not exist.
-        limit = PAGE if need.last is None else min(PAGE, need.last - need.first + 2)
-        trades = await self._rest.trades(symbol, need.first, limit)
-        moved = sequence.filled(trades, at_end=need.last is None and len(trades) < limit)
-        return moved or sequence.need() != need
-
-    async def _back_to(self, symbol: str, need: Before) -> list[Trade]:
-        found: list[Trade] = []
-        first = need.trade_id
-        while first > 0:
-            begin = max(0, first - PAGE)
-            page = [t for t in await self._rest.trades(symbol, begin, first - begin) if t.trade_id < first]
-            found[:0] = page
-            if not page or page[0].trade_id > begin or page[0].traded_at < need.at:
-                break
-            first = begin
-        return found
 
     # --- to the topic --------------------------------------------------------------------------------
 
@@ -274,13 +217,23 @@ class Lane:
             if not batch:
                 continue
             try:
-                await asyncio.to_thread(self._publisher.publish, batch)
+                await asyncio.to_thread(self._publisher.publish, batch, self._mark(batch))
             except PublishFailed as error:
                 await self._recover(error)
                 continue
             self._flight = []
             self._moved.set()
             self._published(batch)
+
+    def _mark(self, batch: Sequence[Event]) -> tuple[int, bool] | None:
+        """The mark to commit with the batch, if it has changed."""
+        before = self._pins.mark if self._marked else None
+        self._pins.take(batch, self._publisher.end)
+        mark = self._pins.mark
+        if mark == before and self._marked == (mark is not None):
+            return None
+        self._marked = mark is not None
+        return (self._publisher.end if mark is None else mark), self._marked
 
     def _published(self, batch: Sequence[Event]) -> None:
         if isinstance(batch[0], Trade):
@@ -312,11 +265,12 @@ class Lane:
                 break
             except BROKER_AWAY as again:
                 error = again
-        rest = unpublished([*self._flight, *self._out], self._sequences.values(), tails)
+        last_ids = {symbol: sequence.last_id for symbol, sequence in self._sequences.items()}
+        rest = unpublished([*self._flight, *self._out], last_ids, tails)
         if rest is None:
             raise PublishFailed(f"ohlcv_raw/{self._partition} does not hold what this process has published to it")
         _log.info("publisher_reopened", partition=self._partition, unpublished=len(rest))
-        self._out[:], self._flight = rest, []
+        self._out[:], self._flight, self._pins = rest, [], Pins(tails)
         self._moved.set()
         if rest:
             self._wake.set()
@@ -334,13 +288,16 @@ class Lane:
 
     async def _count(self) -> None:
         """Counters that would cost too much per trade."""
-        seen: dict[str, tuple[int, int]] = {}
+        seen: dict[str, tuple[int, int, int]] = {}
         while True:
             metrics.BUFFERED.labels(str(self._partition)).set(len(self._out) + len(self._flight))
+            metrics.OPEN_GAPS.labels(str(self._partition)).set(sum(len(s.open) for s in self._sequences.values()))
             for symbol, sequence in self._sequences.items():
-                now, before = (sequence.duplicates, sequence.filled_count), seen.get(symbol, (0, 0))
+                now = (sequence.duplicates, sequence.filled_count, sequence.late_count)
+                before = seen.get(symbol, (0, 0, 0))
                 if now != before:
                     metrics.DUPLICATES.labels(symbol).inc(now[0] - before[0])
                     metrics.FILLED.labels(symbol).inc(now[1] - before[1])
+                    metrics.LATE.labels(symbol).inc(now[2] - before[2])
                     seen[symbol] = now
             await asyncio.sleep(_COUNT_SECONDS)

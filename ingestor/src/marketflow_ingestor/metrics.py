@@ -12,6 +12,8 @@ STREAM: Final = "binance"
 
 DUPLICATES: Final = Counter("ingestor_duplicates_total", "Trades that came again and were dropped", ["symbol"])
 FILLED: Final = Counter("ingestor_filled_total", "Trades that REST gave because the stream had not", ["symbol"])
+LATE: Final = Counter("ingestor_late_total", "Trades of a declared gap that came after all", ["symbol"])
+OPEN_GAPS: Final = Gauge("ingestor_open_gaps", "Declared gaps that are still asked for", ["partition"])
 GAPS: Final = Counter("ingestor_gaps_total", "Gap records published", ["symbol", "final"])
 WATERMARKS: Final = Counter("ingestor_watermarks_total", "Minutes proven and published", ["symbol"])
 RECONNECTS: Final = Counter("ingestor_reconnects_total", "Stream connections that ended and were opened again")

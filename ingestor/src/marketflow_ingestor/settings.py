@@ -31,6 +31,12 @@ class Settings(ServiceSettings):
     fill_deadline_s: float = Field(
         30.0, gt=0, description="seconds without any progress by REST, after which missing trades become a gap"
     )
+    late_pause_s: float = Field(
+        30.0, gt=0, description="longest pause in seconds between two questions for the trades of a declared gap"
+    )
+    late_give_up_s: float = Field(
+        86_400.0, gt=0, description="seconds without progress after which a declared gap becomes final"
+    )
     settle_s: float = Field(
         1.0, ge=0, description="seconds that the stream gets to bring what is expected, before REST is asked"
     )

@@ -85,6 +85,9 @@ class Simulator(Process):
     def fault(self, **fault: Any) -> None:
         ask(self.url + "/sim/faults", fault, "POST")
 
+    def heal(self) -> None:
+        ask(self.url + "/sim/faults", method="DELETE")
+
     def published(self, symbol: str = "ETHUSDT") -> int:
         return int(self.market()["symbols"][symbol]["published"])
 

@@ -77,13 +77,13 @@ def test_skipped_repeated_and_reordered_ids_and_a_lost_connection_leave_no_trace
     assert one.metric("ingestor_reconnects_total") == 1
 
 
-def test_what_rest_does_not_give_in_time_becomes_a_gap_and_the_feed_goes_on(
+def test_what_rest_does_not_give_in_time_becomes_a_gap_and_comes_late_even_after_a_kill(
     simulator: Make, ingestor: Make, capture: Make, feed: Make
 ) -> None:
-    exchange = simulator(replay=capture(1_200), speed=60)
+    exchange = simulator(replay=capture(1_200, lost=frozenset({303})), speed=60)
     one = ingestor(exchange, fill_deadline_s=0.5)
     one.wait_ready()
-    exchange.fault(kind="skip", from_id=1_300, count=7)
+    exchange.fault(kind="skip", from_id=1_300, count=6)
     exchange.start()
     eventually(lambda: exchange.published() > 100, interval=0.01)
     exchange.fault(kind="rest_error", path="historicalTrades", count=10_000)
@@ -93,6 +93,22 @@ def test_what_rest_does_not_give_in_time_becomes_a_gap_and_the_feed_goes_on(
     assert [(g.first_trade_id, g.last_trade_id, g.final) for g in found.gaps] == [(1_300, 1_306, False)]
     assert "503" in found.gaps[0].reason
     assert one.metric("ingestor_gaps_total") == 1
+    one.signal(signal.SIGKILL)
+    one.wait()
+    exchange.heal()
+    two = ingestor(exchange)
+    eventually(lambda: two.answers("/healthz") and two.metric("ingestor_late_total") == 6)
+    eventually(lambda: two.metric("ingestor_open_gaps") == 0)
+    two.signal(signal.SIGTERM)
+    assert two.wait() == 0
+    found = feed()
+    assert found.ids[-6:] == [1_300, 1_301, 1_302, 1_304, 1_305, 1_306]
+    assert [(g.first_trade_id, g.last_trade_id) for g in found.gaps if g.final] == [(1_303, 1_303)]
+    three = ingestor(exchange)
+    three.wait_ready()
+    three.signal(signal.SIGTERM)
+    assert three.wait() == 0
+    assert feed().events == found.events
 
 
 def test_a_kill_in_mid_stream_leaves_no_hole_and_no_repeat(

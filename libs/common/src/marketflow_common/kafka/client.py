@@ -33,6 +33,7 @@ __all__ = [
     "Record",
     "admin",
     "committed",
+    "committed_anywhere",
     "consumer",
     "is_fenced",
     "partition_count",
@@ -255,6 +256,22 @@ def watermarks(client: Consumer, topic: str, partition: int) -> tuple[int, int]:
 
 def committed(client: Consumer, topic: str, partition: int) -> Committed:
     """The group's committed position with its marks. Raises PositionLost if its records are gone."""
+    found = committed_anywhere(client, topic, partition)
+    if found.offset < 0:
+        return found
+    low, high = watermarks(client, topic, partition)
+    if not low <= found.offset <= high:
+        raise PositionLost(
+            f"committed offset {found.offset} of {topic}/{partition} lies outside of what the broker has "
+            f"({low} to {high}): records were deleted before they were read, or the topic was made anew. "
+            "Nothing was reset. Find out what is missing, then set the group's offset by hand "
+            "(kafka-consumer-groups --reset-offsets)"
+        )
+    return found
+
+
+def committed_anywhere(client: Consumer, topic: str, partition: int) -> Committed:
+    """As ``committed``, whether or not there are records at that position."""
 
     def ask() -> TopicPartition:
         found = client.committed([TopicPartition(topic, partition)], timeout=TIMEOUT)[0]
@@ -265,14 +282,6 @@ def committed(client: Consumer, topic: str, partition: int) -> Committed:
     found = _patiently(ask)
     if found.offset == OFFSET_INVALID or found.offset < 0:
         return Committed(-1, {})
-    low, high = watermarks(client, topic, partition)
-    if not low <= found.offset <= high:
-        raise PositionLost(
-            f"committed offset {found.offset} of {topic}/{partition} lies outside of what the broker has "
-            f"({low} to {high}): records were deleted before they were read, or the topic was made anew. "
-            "Nothing was reset. Find out what is missing, then set the group's offset by hand "
-            "(kafka-consumer-groups --reset-offsets)"
-        )
     return Committed(found.offset, json.loads(found.metadata) if found.metadata else {})
 
 
