@@ -89,7 +89,9 @@ def kline_of(trades: list[Trade], start: int) -> Kline:
     """The exchange's own word on a window; only its ids are true where it is empty."""
     mine = [t for t in trades if window_start(t.traded_at) == start]
     if not mine:
-        price = [t for t in trades if t.traded_at < start][-1].price
+        before = [t for t in trades if t.traded_at < start]
+        window = max(window_start(t.traded_at) for t in before)
+        price = [t for t in before if window_start(t.traded_at) == window][-1].price
         zero = Decimal(0)
         return Kline(start, start + MINUTE - 1, price, price, price, price, zero, zero, 0, zero, zero, -1, -1)
     return Kline(start, start + MINUTE - 1, *totals(mine), mine[0].trade_id, mine[-1].trade_id)
@@ -114,7 +116,14 @@ STEPS = (0, 1_000, 7_000_000, 25_000_000, 59_000_000, 150_000_000)
 
 
 def market(
-    random: Random, length: int, symbols: int, *, holes: bool = True, lose: bool = True, back: bool = False
+    random: Random,
+    length: int,
+    symbols: int,
+    *,
+    holes: bool = True,
+    lose: bool = True,
+    back: bool = False,
+    ahead: bool = False,
 ) -> Market:
     """Random trades of some symbols, late, twice, lost or in order, with watermarks that keep their word."""
     streams: list[list[Event]] = []
@@ -128,8 +137,10 @@ def market(
             when = at
             if back and i > 2 and random.random() < 0.15:
                 when = max(trades[0].traded_at, at - random.choice((1_000, 20_000_000, 60_000_000)))
+            if ahead and i and random.random() < 0.15:
+                when = at + random.choice((5_000_000, 20_000_000, 70_000_000, 300_000_000, 3_600_000_000, 10**11))
             price, qty = Decimal(random.randint(1, 9)), Decimal(random.randint(1, 10**6)).scaleb(-4)
-            trades.append(Trade("sim", symbol, 100 + i, price, qty, random.random() < 0.5, when, when))
+            trades.append(Trade("sim", symbol, 100 + i, price, qty, random.random() < 0.5, when, min(at, when)))
         truth[symbol], end = trades, window_start(at) + 2 * MINUTE
         close = max(close, end)
         # Holes next to the cut first window start the symbol anew, which has a test of its own.
@@ -219,6 +230,28 @@ def test_any_cut_of_the_log_into_restarts_gives_the_same_bytes(random: Random, l
 def test_restarts_change_nothing_where_times_step_back(random: Random, length: int, symbols: int) -> None:
     log = market(random, length, symbols, holes=False, back=True).log
     assert Log(log).run(choices(random)) == Log(log).run(never)
+
+
+@SLOW
+@given(randoms, sizes, few)
+def test_restarts_change_nothing_where_trades_are_ahead_of_their_time(
+    random: Random, length: int, symbols: int
+) -> None:
+    log = market(random, length, symbols, holes=False, ahead=True).log
+    assert Log(log).run(choices(random)) == Log(log).run(never)
+
+
+@SLOW
+@given(randoms, sizes, few)
+def test_a_trade_ahead_of_its_time_is_in_the_window_of_its_time_and_closes_none(
+    random: Random, length: int, symbols: int
+) -> None:
+    world = market(random, length, symbols, holes=False, ahead=True)
+    log = Log(world.log)
+    log.run(choices(random))
+    for symbol in world.trades:
+        end = max(e.through for e in world.log if isinstance(e, Watermark) and e.symbol == symbol)
+        assert {at: fields(c) for at, c in latest(log, symbol).items()} == oracle(world.log, symbol, end)
 
 
 @SLOW
