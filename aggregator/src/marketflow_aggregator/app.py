@@ -19,4 +19,8 @@ __all__ = ["main"]
 
 def main(settings: AggregatorSettings, health: Health, stop: threading.Event) -> None:
     """Work until ``stop``."""
-    Transform(settings.kafka, "aggregator", OHLCV_RAW, OHLCV_AGG, CandleLane, health).run(stop)
+
+    def lane(partition: int, output_end: int) -> CandleLane:
+        return CandleLane(partition, output_end, settings.intervals)
+
+    Transform(settings.kafka, "aggregator", OHLCV_RAW, OHLCV_AGG, lane, health).run(stop)

@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 from marketflow_common.events import Bar, Candle, Event, Trade, Watermark
 from marketflow_common.numbers import EXACT
 
-from .series import DAY, Note, Series
+from .longer import Longer
+from .series import DAY, INTERVAL, Note, Series
 
 __all__ = ["PIN_RECORDS", "Candles", "Item", "Made", "Note"]
 
@@ -45,7 +46,10 @@ class Made(NamedTuple):
 class Candles:
     """All symbols of one partition. Feed with ``restore`` (own output, in order), ``replay``, then ``process``."""
 
-    def __init__(self, floor: int = 0) -> None:
+    def __init__(self, floor: int = 0, intervals: Iterable[str] = ()) -> None:
+        """``intervals``: longer ones to be made of the minutes, besides 1m."""
+        self._intervals = tuple(interval for interval in intervals if interval != INTERVAL)
+        self._longer: dict[str, Longer] = {}
         self.floor = floor
         """Output records of what is made from now on get at least this offset."""
         self.counts: dict[str, int] = dict.fromkeys(
@@ -61,6 +65,16 @@ class Candles:
 
     def restore(self, offset: int, candle: Candle) -> None:
         """A candle that was published before."""
+        if self._intervals:
+            longer = self._longer.get(candle.symbol)
+            if longer is None:
+                longer = self._longer[candle.symbol] = Longer(candle.symbol, self._intervals)
+            if candle.interval == INTERVAL:
+                longer.take(candle, offset)
+            else:
+                longer.restore(candle)
+        if candle.interval != INTERVAL:
+            return
         known = self._restored.setdefault(candle.symbol, {})
         _, first, first_offset = known.get(candle.open_time, (candle, candle, offset))
         known[candle.open_time] = (candle, first, first_offset)
@@ -76,10 +90,12 @@ class Candles:
     def process(self, items: Iterable[Item]) -> list[Made]:
         """Take records in, in order; return the candles that they close or change, in order."""
         for symbol, candles in self._restored.items():
-            self._series[symbol] = Series.restored(symbol, self, candles)
+            self._series[symbol] = series = Series.restored(symbol, self, candles)
+            if symbol in self._longer:
+                self._longer[symbol].settle(series.kept)
         self._restored = {}
         out: list[Made] = []
-        series, made = self._series, self.made
+        known, made = self._series, self.made
         with localcontext(EXACT):  # operators below are exact, or raise
             for item in items:
                 event: Any = item[2]
@@ -87,9 +103,9 @@ class Candles:
                 if kind is Bar:
                     self.counts["bars"] += 1
                     continue
-                one = series.get(event.symbol)
+                one = known.get(event.symbol)
                 if one is None:
-                    one = series[event.symbol] = Series(event.symbol, self)
+                    one = known[event.symbol] = Series(event.symbol, self)
                 if kind is Trade:
                     one.trade(item[0], event)
                 elif kind is Watermark:
@@ -97,9 +113,20 @@ class Candles:
                 else:
                     one.gap()
                 if made:
+                    if self._intervals and not self.replaying:
+                        made += self._lengthened(one, made)
                     out += [Made(candle, item) for candle in made]
                     made.clear()
         return out
+
+    def _lengthened(self, one: Series, made: list[Candle]) -> list[Candle]:
+        """Candles of longer intervals that these close or change."""
+        longer = self._longer.get(one.symbol)
+        if longer is None:
+            longer = self._longer[one.symbol] = Longer(one.symbol, self._intervals)
+        for candle in made:
+            longer.take(candle, self.floor)
+        return longer.flush(one.kept)
 
     def changed(self) -> None:
         """What has to be kept for a restart has changed."""
@@ -113,6 +140,9 @@ class Candles:
             awake = [s for s, f in known if f is not None and f >= horizon]
             inputs = [p for s in awake if (p := s.input_pin()) is not None]
             outputs = [p for s in awake if (p := s.output_pin()) is not None]
+            if self._intervals:
+                longer = [self._longer[s.symbol] for s in awake if s.symbol in self._longer]
+                outputs += [p for one in longer if (p := one.output_pin()) is not None]
             self._pins = (min(inputs, default=None), min(outputs, default=None))
         needed, output = self._pins
         return (next_offset if needed is None else max(needed, next_offset - PIN_RECORDS)), output
@@ -120,7 +150,7 @@ class Candles:
     def located(self, candle: Candle, offset: int) -> None:
         """The output record of a candle has got this offset."""
         one = self._series.get(candle.symbol)
-        if one is not None:
+        if one is not None and candle.interval == INTERVAL:
             one.located(candle, offset)
             self._pins = None
 

@@ -507,14 +507,19 @@ class Series:
         one.closed = one.stated + MINUTE
         # Missing ids after the last trade are met again: the record that showed them is replayed.
         one.next_id = max(closed.last_id for closed in one.kept.values()) + 1
-        if not any(closed.uneven for closed in one.kept.values()):
-            covered = False
-            for at, after in pairwise(one.kept):
-                # Ids missing in whole windows are in no candle; they show between two that follow one another.
-                lo, hi = one.kept[at].highest + 1, one.kept[after].lowest - 1
-                covered = covered or one.kept[at].whole
-                if covered and lo <= hi and at + MINUTE < after < at + DAY:
-                    one.kept[at].after = (lo, hi)
+        covered = False
+        for at, after in pairwise(one.kept):
+            # Ids missing in whole windows are in no candle; they show between two that follow one another, where
+            # no trade whose time stepped back or was ahead could be among them.
+            lo, hi = one.kept[at].highest + 1, one.kept[after].lowest - 1
+            covered = covered or one.kept[at].whole
+            if (
+                covered
+                and lo <= hi
+                and at + MINUTE < after < at + DAY
+                and not any(c.fold.trade_count and c.lowest <= hi and c.highest >= lo for c in one.kept.values())
+            ):
+                one.kept[at].after = (lo, hi)
         one._prune()
         return one
 

@@ -28,12 +28,13 @@ class Log:
     """Input, output and committed position of one partition, as a broker would hold them."""
 
     events: list[Event]
+    intervals: tuple[str, ...] = ()
     output: list[Record] = field(default_factory=list)
     end: int = 0
     committed: Committed = field(default_factory=lambda: Committed(-1, {}))
 
     def open(self) -> tuple[CandleLane, int]:
-        lane, at = CandleLane(0, self.end), max(0, self.committed.offset)
+        lane, at = CandleLane(0, self.end, self.intervals), max(0, self.committed.offset)
         if "out_from" in self.committed.marks:
             for record in self.output:
                 if record.offset >= self.committed.marks["out_from"]:
@@ -176,15 +177,21 @@ sizes = st.integers(3, 25)
 few = st.integers(1, 3)
 
 
-def oracle(log: list[Event], symbol: str, end: int) -> dict[int, tuple[Any, ...]]:
-    """Windows of a log but the first, from its sorted, deduplicated trades, in fractions: no code of the suite."""
+def oracle(log: list[Event], symbol: str, end: int, minutes: int = 1) -> dict[int, tuple[Any, ...]]:
+    """Whole windows of a log from its sorted, deduplicated trades, in fractions: no code of the suite."""
+    length = minutes * 60_000_000
     trades = list({e.trade_id: e for e in log if isinstance(e, Trade) and e.symbol == symbol}.values())
     trades.sort(key=lambda t: t.trade_id)
     rows: dict[int, list[Trade]] = {}
     for trade in trades:
-        rows.setdefault(trade.traded_at // 60_000_000 * 60_000_000, []).append(trade)
-    result, last = dict[int, tuple[Any, ...]](), Fraction(rows[min(rows)][-1].price)
-    for window in range(min(rows) + 60_000_000, end, 60_000_000):
+        rows.setdefault(trade.traded_at // length * length, []).append(trade)
+    begin = trades[0].traded_at // 60_000_000 * 60_000_000 + 60_000_000  # the first minute is cut
+    start = -(-begin // length) * length
+    before = [t for t in trades if t.traded_at < start]
+    newest = max(t.traded_at // 60_000_000 for t in before)
+    last = Fraction([t for t in before if t.traded_at // 60_000_000 == newest][-1].price)
+    result = dict[int, tuple[Any, ...]]()
+    for window in range(start, end - length + 1, length):
         mine = [(Fraction(t.price), Fraction(t.qty), t.buyer_is_maker) for t in rows.get(window, [])]
         prices = [price for price, _, _ in mine] or [last]
         buys = [(price, qty) for price, qty, maker in mine if not maker]
@@ -203,11 +210,11 @@ def fields(candle: Candle) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def latest(log: Log, symbol: str) -> dict[int, Candle]:
+def latest(log: Log, symbol: str, interval: str = "1m") -> dict[int, Candle]:
     found: dict[int, Candle] = {}
     for record in log.output:
         candle = record.event
-        if candle.symbol == symbol:
+        if candle.symbol == symbol and candle.interval == interval:
             known = found.get(candle.open_time)
             assert known is None or candle.revision == known.revision + 1
             found[candle.open_time] = candle
@@ -312,6 +319,54 @@ def test_a_missing_trade_is_named_by_the_candle_it_belongs_to(random: Random, le
 
 def numbers(places: int) -> st.SearchStrategy[Decimal]:
     return st.integers(1, 10**38 - 1).map(lambda n: Decimal(n).scaleb(-places))
+
+
+LONGER = {"5m": 5, "15m": 15, "1h": 60}
+
+
+@SLOW
+@given(randoms, sizes, few, st.sampled_from(["holes", "back", "ahead"]))
+def test_longer_candles_are_the_same_bytes_however_the_log_is_cut(
+    random: Random, length: int, symbols: int, kind: str
+) -> None:
+    log = market(random, length, symbols, holes=kind == "holes", back=kind == "back", ahead=kind == "ahead").log
+    whole = Log(log, tuple(LONGER)).run(never)
+    assert Log(log, tuple(LONGER)).run(choices(random)) == whole
+    assert [b for b in whole if b'"interval":"1m"' in b] == Log(log).run(never)
+
+
+@SLOW
+@given(randoms, sizes, few, st.sampled_from(["holes", "back", "ahead"]))
+def test_longer_candles_are_the_fold_of_the_sorted_trades(random: Random, length: int, symbols: int, kind: str) -> None:
+    world = market(
+        random, length, symbols, lose=False, holes=kind == "holes", back=kind == "back", ahead=kind == "ahead"
+    )
+    log = Log(world.log, tuple(LONGER))
+    log.run(choices(random))
+    for symbol in world.trades:
+        end = max(e.through for e in world.log if isinstance(e, Watermark) and e.symbol == symbol)
+        for interval, minutes in LONGER.items():
+            candles = latest(log, symbol, interval)
+            assert {at: fields(c) for at, c in candles.items()} == oracle(world.log, symbol, end, minutes)
+            assert not any(c.missing for c in candles.values())
+
+
+@SLOW
+@given(randoms, sizes, few)
+def test_a_longer_candle_names_what_its_minutes_miss(random: Random, length: int, symbols: int) -> None:
+    world = market(random, length, symbols)
+    log = Log(world.log, tuple(LONGER))
+    log.run(choices(random))
+    for symbol, trades in world.trades.items():
+        for interval, minutes in LONGER.items():
+            for candle in latest(log, symbol, interval).values():
+                missing = {i for lo, hi in candle.missing for i in range(lo, hi + 1)}
+                inside = range(candle.open_time, candle.open_time + minutes * MINUTE)
+                mine = [t for t in trades if t.traded_at in inside]
+                gone = {t.trade_id for t in mine if (symbol, t.trade_id) in world.lost}
+                ids = range(candle.first_trade_id, candle.last_trade_id + 1)
+                assert gone <= missing <= set(ids)
+                assert candle.trade_count == len(ids) - len(missing) == len(mine) - len(gone)
 
 
 trade_lists = st.lists(st.tuples(numbers(18), numbers(18), st.booleans()), min_size=1, max_size=12).map(
