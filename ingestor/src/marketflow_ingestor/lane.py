@@ -1,29 +1,29 @@
 """One partition of ohlcv_raw: its symbols' streams in, their sequences, and the transactions out.
 
-Must never publish before the tail of the partition was read behind the fence, nor read on from a socket when
-what was read cannot be kept.
+Must never publish before the tail of the partition was read behind the fence.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from confluent_kafka import KafkaException
 from marketflow_common import logs, topics
 from marketflow_common.clock import now_us
 from marketflow_common.events import Event, Gap, Trade, Watermark
+from marketflow_common.intervals import MINUTE
 from marketflow_common.kafka.client import FatalKafkaError
 from marketflow_common.kafka.source import Publisher, PublishFailed, read_back
-from marketflow_common.metrics import MESSAGES_IN, UNREADABLE
-from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import WebSocketException
 
 from . import metrics
-from .binance import SOURCE, Closed, Rest, Unreadable, read, subscribed
-from .questions import Questions, growing
+from .binance import SOURCE, Closed, Doubtful
+from .budget import Connects
+from .connections import Connections
+from .questions import Questions
+from .rest import Rest
 from .sequence import SymbolSequence
 from .settings import Settings
 from .tail import Pins, Tail, unpublished
@@ -32,11 +32,15 @@ __all__ = ["BROKER_AWAY", "Lane"]
 
 _log = logs.get("ingestor")
 BROKER_AWAY: Final = (PublishFailed, KafkaException, FatalKafkaError)
-_SYMBOLS_PER_SOCKET: Final = 100
-"""200 streams: far below the exchange's 1,024 per connection, and an address of 4 kB."""
-_MESSAGES_PER_TURN: Final = 256
 _FLUSH_SECONDS: Final = 5.0
 _COUNT_SECONDS: Final = 1.0
+_LOOK_SECONDS: Final = 0.25
+_MINUTE_SECONDS: Final = 61.0
+_NAMED: Final = 20
+"""Symbols in a log line at most."""
+_NEVER: Final = 1 << 60
+_CLOCK_TOLERANCE: Final = 10_000_000
+"""Microseconds by which a trade may be ahead of the exchange's clock as we have measured it."""
 _DAY_MS: Final = 86_400_000
 """A symbol without a record in the last day of the partition is new: only a trading one has a watermark a minute."""
 
@@ -49,9 +53,16 @@ class Lane:
     """Owns one partition from ``run`` until its stop event; a broken lane is made anew, by the same code."""
 
     def __init__(
-        self, settings: Settings, partition: int, symbols: Sequence[str], rest: Rest, changed: Callable[[], None]
+        self, settings: Settings, partition: int, rest: Rest, connects: Connects, changed: Callable[[], None]
     ) -> None:
-        self.symbols, self.subscribed = symbols, set[str]()
+        self.symbols: Sequence[str] = ()
+        self.subscribed, self.ahead = set[str](), _NEVER
+        self._rest, self._connects = rest, connects
+        self._halted: Sequence[str] = ()
+        self._streams: list[Connections] = []
+        self._coming: set[str] = set()
+        self._group: asyncio.TaskGroup | None = None
+        self._closed: dict[str, int] = {}  # open time of the last closed minute that the stream brought
         self._settings, self._partition, self._changed = settings, partition, changed
         self._publisher = Publisher(settings.kafka, "ingestor", topics.OHLCV_RAW, partition)
         self._out: list[Event] = []
@@ -65,17 +76,22 @@ class Lane:
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop``, then publish what is buffered. Raises Fenced, or one of BROKER_AWAY."""
         tails = await asyncio.to_thread(self._open)
-        self._sequences = {s: SymbolSequence(SOURCE, s, self._out, tails[s]) for s in self.symbols}
+        self._sequences = {s: SymbolSequence(SOURCE, s, self._out, tail) for s, tail in tails.items()}
         self._pins = Pins(tails)
-        _log.info("lane_opened", partition=self._partition, last_ids={s: q.last_id for s, q in self._sequences.items()})
+        some = {s: tails[s].last_id for s in self.symbols[:_NAMED] if s in tails}
+        _log.info("lane_opened", partition=self._partition, symbols=len(self.symbols), last_ids=some)
         publishing = asyncio.create_task(self._publish())
         try:
             async with asyncio.TaskGroup() as group:
+                self._group = group
                 self._questions.start(group)
                 for sequence in self._sequences.values():
                     self._questions.look_after(sequence)
-                for i in range(0, len(self.symbols), _SYMBOLS_PER_SOCKET):
-                    group.create_task(self._stream(self.symbols[i : i + _SYMBOLS_PER_SOCKET]))
+                self._connect([symbol for symbol in self.symbols if symbol in self._sequences])
+                self.follow(self.symbols, self._halted)
+                for symbol, tail in tails.items():
+                    if symbol not in self.symbols and tail.last_id >= 0 and not tail.ended:
+                        group.create_task(self._end(symbol))
                 group.create_task(self._count())
                 group.create_task(self._leave_at(stop, publishing))
         except BaseExceptionGroup as group_error:
@@ -92,20 +108,85 @@ class Lane:
         """Fence, and read the end of the partition: to the mark, and on until all symbols are known."""
         mark = self._publisher.open()
         self._marked = mark is not None
-        tails = {symbol: Tail() for symbol in self.symbols}
-        lowest, newest_ms = self._publisher.end, 0
+        known = {symbol: Tail() for symbol in {*self.symbols, *self._sequences}}
+        others = {symbol: Tail() for symbol in self._halted if symbol not in known}
+        return self._read_back(known, mark, others)
+
+    def _read_back(self, known: dict[str, Tail], mark: int | None, others: dict[str, Tail]) -> dict[str, Tail]:
+        """Until all of ``known`` are, or for a day; of ``others`` what is met on the way."""
+        tails, newest_ms = known | others, 0
         for chunk in read_back(self._settings.kafka, topics.OHLCV_RAW, self._partition):
             for record in reversed(chunk):
                 tail = tails.get(record.event.symbol)
                 if tail is not None and (not tail.known or (mark is not None and record.offset >= mark)):
                     tail.take(record.event, record.offset)
-            if chunk:
-                lowest, newest_ms = chunk[0].offset, newest_ms or chunk[-1].appended_ms
-            if mark is not None and lowest > mark:
+            newest_ms = newest_ms or (chunk[-1].appended_ms if chunk else 0)
+            if mark is not None and (not chunk or chunk[0].offset > mark):
                 continue
-            if all(tail.known for tail in tails.values()) or (chunk and chunk[0].appended_ms < newest_ms - _DAY_MS):
+            if all(tail.known for tail in known.values()) or (chunk and chunk[0].appended_ms < newest_ms - _DAY_MS):
                 break
-        return tails
+        return known | {symbol: tail for symbol, tail in others.items() if tail.known}
+
+    # --- symbols that come and go --------------------------------------------------------------------
+
+    def follow(self, trading: Sequence[str], halted: Sequence[str]) -> None:
+        """From now on these trade; ``halted`` were asked for too."""
+        before, self.symbols, self._halted = self.symbols, trading, halted
+        if self._group is None:
+            return
+        streamed = {symbol for group in self._streams for symbol in group.symbols}
+        added = [symbol for symbol in trading if symbol not in streamed and symbol not in self._coming]
+        if added:
+            self._coming.update(added)
+            self._group.create_task(self._add(added))
+        for symbol in before:
+            if symbol not in trading and symbol in self._sequences:
+                self._group.create_task(self._end(symbol))
+
+    async def _add(self, symbols: Sequence[str]) -> None:
+        new = {symbol: Tail() for symbol in symbols if symbol not in self._sequences}
+        if new:
+            new = await asyncio.to_thread(self._read_back, new, None, {})
+        self._sequences |= {s: SymbolSequence(SOURCE, s, self._out, tail) for s, tail in new.items()}
+        self._connect([symbol for symbol in symbols if symbol in self.symbols])
+        self._coming.difference_update(symbols)
+        _log.info("symbols_added", partition=self._partition, symbols=list(symbols[:_NAMED]), count=len(symbols))
+
+    def _connect(self, symbols: Sequence[str]) -> None:
+        """Spread symbols over connections: first where there is room."""
+        assert self._group is not None
+        rest, most = list(symbols), self._settings.symbols_per_connection
+        for group in self._streams:
+            if group.symbols:
+                room = most - len(group.symbols)
+                group.symbols, rest = group.symbols | set(rest[:room]), rest[room:]
+        while rest:
+            self._streams.append(Connections(self._settings, rest[:most], self, self._connects))
+            self._group.create_task(self._streams[-1].run())
+            rest = rest[most:]
+
+    async def _end(self, symbol: str) -> None:
+        """Publish and prove what there is of a symbol that trades no more, and close it."""
+        sequence = self._sequences[symbol]
+        sequence.connected()
+        self._questions.look_after(sequence)
+        await _until(lambda: not sequence.unsettled, 2 * self._settings.fill_deadline_s)
+        minutes = sequence.unproven_minutes
+        if minutes is not None:
+            # Its last minute is closed once another symbol's is, and at the latest a minute from now.
+            last = minutes.end - MINUTE
+            await _until(lambda: max(self._closed.values(), default=0) >= last, _MINUTE_SECONDS)
+            await self._questions.prove(sequence, minutes)
+        if symbol in self.symbols:
+            return  # it trades again
+        sequence.end("the exchange does not trade this symbol any more")
+        self._put_out()
+        self._closed.pop(symbol, None)
+        for group in self._streams:
+            group.symbols -= {symbol}
+        self._streams = [group for group in self._streams if group.symbols]
+        metrics.ENDED.labels(symbol).inc()
+        _log.warning("symbol_ended", symbol=symbol, last_trade_id=sequence.last_id, whole=not sequence.unsettled)
 
     async def _leave_at(self, stop: asyncio.Event, publishing: asyncio.Task[None]) -> None:
         stopping = asyncio.create_task(stop.wait())
@@ -115,92 +196,79 @@ class Lane:
             stopping.cancel()
         raise _Leave
 
-    # --- from the socket -----------------------------------------------------------------------------
+    # --- from the streams ----------------------------------------------------------------------------
 
-    async def _stream(self, symbols: Sequence[str]) -> None:
-        pauses = growing(0.5, 15.0)
-        while True:
-            try:
-                async with subscribed(self._settings.ws_url, symbols) as (socket, early):
-                    _log.info("subscribed", partition=self._partition, symbols=len(symbols))
-                    for symbol in symbols:
-                        self._sequences[symbol].connected()
-                        self._questions.look_after(self._sequences[symbol])
-                    self.subscribed.update(symbols)
-                    self._changed()
-                    for message in early:
-                        self._take(message)
-                    pauses = growing(0.5, 15.0)
-                    await self._read(socket)
-            except (OSError, TimeoutError, WebSocketException) as error:
-                pause = next(pauses)
-                _log.warning(
-                    "stream_lost",
-                    url=self._settings.ws_url,
-                    detail=str(error) or type(error).__name__,
-                    again_in_s=pause,
-                )
-            finally:
-                self.subscribed.difference_update(symbols)
-                self._changed()
-            metrics.RECONNECTS.inc()
-            await asyncio.sleep(pause)
+    def began(self, symbols: Collection[str]) -> None:
+        """See connections.Listener, as for the methods that follow."""
+        for symbol in symbols:
+            if symbol in self._sequences:
+                self._sequences[symbol].connected()
+                self._questions.look_after(self._sequences[symbol])
 
-    async def _read(self, socket: ClientConnection) -> None:
-        most, taken = self._settings.buffer_records, MESSAGES_IN.labels(metrics.STREAM)
-        count = 0
-        while True:
-            sequence = self._take(await socket.recv(decode=False))
-            count += 1
-            if count == _MESSAGES_PER_TURN:  # recv() does not give way while it has messages
-                taken.inc(count)
-                count = 0
-                await asyncio.sleep(0)
-            if len(self._out) >= most or (sequence is not None and sequence.held >= most):
-                await self._room(sequence)
+    def covered(self, symbols: Collection[str]) -> None:
+        for symbol in symbols:
+            if symbol in self._sequences:
+                self._sequences[symbol].covered()
+        self._put_out()
 
-    def _take(self, message: bytes) -> SymbolSequence | None:
-        try:
-            event = read(message, now_us())
-        except Unreadable as error:
-            UNREADABLE.labels(metrics.STREAM).inc()
-            _log.error(
-                "message_unreadable",
-                detail=str(error)[:300],
-                message=message[:300].decode(errors="replace"),
-                effect="dropped; its trade is asked for by REST once the hole shows",
-            )
-            return None
-        if isinstance(event, Trade):
-            sequence = self._sequences.get(event.symbol)
-            if sequence is None:
-                return None
+    def streaming(self, symbols: Iterable[str], connected: bool) -> None:
+        (self.subscribed.update if connected else self.subscribed.difference_update)(symbols)
+        self._changed()
+
+    def heard(self, event: Trade | Closed | Doubtful) -> bool:
+        sequence = self._sequences.get(event.symbol)
+        if sequence is None:
+            return False
+        if type(event) is Trade:
             sequence.trade(event)
-        elif isinstance(event, Closed):
-            sequence = self._sequences.get(event.symbol)
-            if sequence is None:
-                return None
+        elif type(event) is Closed:
+            self._closed[event.symbol] = event.kline.open_time
             sequence.minute(event.kline)
         else:
-            if event.event == "serverShutdown":
-                _log.warning("server_shutdown", effect="the exchange will close the connection; it is opened again")
-            return None
+            self._doubt(event, sequence)
         if sequence.unsettled:
             self._questions.look_after(sequence)
         if self._out:
             self._wake.set()
-        return sequence
+        most = self._settings.buffer_records
+        return len(self._out) >= most or sequence.held >= most
+
+    def _doubt(self, event: Any, sequence: SymbolSequence) -> None:
+        metrics.DOUBTED.labels(event.symbol).inc()
+        sequence.told(event.trade_id)
+        _log.error(
+            "time_ahead",
+            symbol=event.symbol,
+            trade_id=event.trade_id,
+            traded_at=event.traded_at,
+            event_at=event.event_at,
+            effect="taken as not delivered; REST is asked for it",
+        )
+
+    async def behind(self, symbol: str) -> bool | None:
+        sequence = self._sequences.get(symbol)
+        return None if sequence is None else await self._questions.behind(sequence)
+
+    def overdue(self, symbols: Collection[str]) -> str | None:
+        newest = max((self._closed.get(symbol, 0) for symbol in symbols), default=0)
+        late = [s for s in symbols if 0 < self._closed.get(s, 0) < newest - MINUTE]
+        return min(late, default=None)
+
+    async def drained(self) -> None:
+        most = self._settings.buffer_records
+        while len(self._out) >= most or any(s.held >= most for s in self._sequences.values()):
+            self._moved.clear()
+            await self._moved.wait()
+
+    async def _room(self) -> None:
+        while len(self._out) >= self._settings.buffer_records:
+            self._moved.clear()
+            await self._moved.wait()
 
     def _put_out(self) -> None:
         self._moved.set()
         if self._out:
             self._wake.set()
-
-    async def _room(self, sequence: SymbolSequence | None = None) -> None:
-        most = self._settings.buffer_records
-        while len(self._out) >= most or (sequence is not None and sequence.held >= most):
-            self._moved.clear()
-            await self._moved.wait()
 
     # --- to the topic --------------------------------------------------------------------------------
 
@@ -290,6 +358,8 @@ class Lane:
         """Counters that would cost too much per trade."""
         seen: dict[str, tuple[int, int, int]] = {}
         while True:
+            if self._rest.offset_us is not None:
+                self.ahead = self._rest.offset_us + _CLOCK_TOLERANCE
             metrics.BUFFERED.labels(str(self._partition)).set(len(self._out) + len(self._flight))
             metrics.OPEN_GAPS.labels(str(self._partition)).set(sum(len(s.open) for s in self._sequences.values()))
             for symbol, sequence in self._sequences.items():
@@ -301,3 +371,13 @@ class Lane:
                     metrics.LATE.labels(symbol).inc(now[2] - before[2])
                     seen[symbol] = now
             await asyncio.sleep(_COUNT_SECONDS)
+
+
+async def _until(done: Callable[[], bool], seconds: float) -> None:
+    """Wait for something that nobody announces, at most so long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while True:
+                if done():
+                    return
+                await asyncio.sleep(_LOOK_SECONDS)

@@ -9,17 +9,21 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from random import uniform
+from typing import Final
 
 from marketflow_common import logs
 from marketflow_common.events import Trade
 
-from .binance import PAGE, Rest, RestError
-from .sequence import Before, Hole, Need, SymbolSequence
+from .budget import LATE
+from .rest import PAGE, Rest, RestError, Waiting
+from .sequence import Before, Hole, Minutes, Need, SymbolSequence
 from .settings import Settings
 
 __all__ = ["Questions", "growing"]
 
 _log = logs.get("ingestor")
+_REORDER_SECONDS: Final = 0.05
+"""Ids that come out of order, or over two connections, are there within this time."""
 
 
 def growing(first: float, highest: float) -> Iterator[float]:
@@ -60,17 +64,20 @@ class Questions:
     async def _settle(self, sequence: SymbolSequence) -> None:
         """Ask until the sequence needs nothing more; what does not come within the deadline is given up."""
         pauses, moved_at, waited = growing(0.1, 2.0), time.monotonic(), False
-        last_id, filled = sequence.last_id, sequence.filled_count
+        last_id, filled, settle = sequence.last_id, sequence.filled_count, self._settings.settle_s
         try:
             while (need := sequence.need()) is not None:
-                if isinstance(need, Hole) and not need.urgent and not waited:
+                if isinstance(need, Hole) and not waited:
                     waited = True
-                    await asyncio.sleep(self._settings.settle_s)
+                    await asyncio.sleep(min(_REORDER_SECONDS, settle) if need.urgent else settle)
                     continue
                 await self._room()
-                problem = "REST has none of it yet"
+                problem, asked_at = "REST has none of it yet", time.monotonic()
                 try:
                     moved = await self._ask(sequence, need)
+                except Waiting:
+                    moved_at += time.monotonic() - asked_at  # a queue of our own making is no reason for a gap
+                    continue
                 except RestError as error:
                     moved, problem = False, str(error)
                 self._moved()
@@ -99,6 +106,9 @@ class Questions:
         if not isinstance(need, Hole):
             sequence.closed(need, await self._rest.klines(symbol, need.start, need.end))
             return True
+        if need.last is None and await self._rest.newest_id(symbol) < need.first:
+            sequence.filled([], at_end=True)
+            return True
         # One more than is missing: an answer that goes beyond the hole says that the rest of it does not exist.
         limit = PAGE if need.last is None else min(PAGE, need.last - need.first + 2)
         trades = await self._rest.trades(symbol, need.first, limit)
@@ -117,6 +127,30 @@ class Questions:
             first = begin
         return found
 
+    async def prove(self, sequence: SymbolSequence, minutes: Minutes) -> None:
+        """Watermarks for minutes that are closed, as far as REST's klines agree with what was published."""
+        pauses, deadline = growing(0.1, 2.0), time.monotonic() + self._settings.fill_deadline_s
+        while time.monotonic() < deadline:
+            try:
+                sequence.closed(minutes, await self._rest.klines(sequence.symbol, minutes.start, minutes.end))
+                return
+            except RestError:
+                await asyncio.sleep(next(pauses))
+
+    async def behind(self, sequence: SymbolSequence) -> bool | None:
+        """Whether REST has trades that the stream did not bring in time; None: it cannot be told."""
+        try:
+            newest = await self._rest.newest_id(sequence.symbol)
+        except RestError:
+            return None
+        if newest > sequence.newest_id:
+            await asyncio.sleep(self._settings.settle_s)
+        if sequence.last_id < 0 or newest <= sequence.newest_id:
+            return False
+        sequence.told(newest)
+        self.look_after(sequence)
+        return True
+
     async def _fill_late(self, sequence: SymbolSequence) -> None:
         """Ask for the open gaps, oldest first, until each id has come or is lost."""
         pauses, moved_at = growing(1.0, self._settings.late_pause_s), time.monotonic()
@@ -129,7 +163,7 @@ class Questions:
                 first, last = gap = sequence.open[0]
                 late, problem = sequence.late_count, "REST has none of it yet"
                 try:
-                    trades = await self._rest.trades(sequence.symbol, first, min(PAGE, last - first + 2))
+                    trades = await self._rest.trades(sequence.symbol, first, min(PAGE, last - first + 2), LATE)
                     moved = sequence.late(gap, trades)
                 except RestError as error:
                     moved, problem = False, str(error)

@@ -76,6 +76,7 @@ class SymbolSequence:
         self._through = 0  # the minutes before it are proven, or will never be
         self._asked = 0  # the minutes before it were asked for by REST
         self._minute_end = 0
+        self._told = -1  # an id that exists, though the stream did not bring it
         self._firsts: dict[int, int] = {}
         self._gaps: list[IdRange] = []
         self._unproven = False  # since the last (re)connection nothing says that no trade is missing at the end
@@ -97,12 +98,34 @@ class SymbolSequence:
         """Trades that wait for a hole to be filled."""
         return len(self._held)
 
+    @property
+    def newest_id(self) -> int:
+        """The highest id that the stream has brought; -1: none."""
+        return max(self._held, default=self.last_id)
+
+    @property
+    def unproven_minutes(self) -> Minutes | None:
+        """The minutes up to that of the last trade for which there is no watermark; None: there is one for all."""
+        return Minutes(self._through, self._minute_end) if 0 < self._through < self._minute_end else None
+
     # --- what the stream says ------------------------------------------------------------------------
 
     def connected(self) -> None:
         """The stream begins (again) here: trades may be missing between the last one and the next."""
         if self._next >= 0 or self._held:
             self._unproven = self._resumed = self.unsettled = True
+
+    def covered(self) -> None:
+        """After all nothing is missing before ``connected``: another connection has brought it."""
+        if self._unproven and self._next >= 0:
+            self._proven_up_to(self.newest_id)
+            self._advance()
+
+    def told(self, trade_id: int) -> None:
+        """A trade of this id exists, but what the stream said of it cannot be used."""
+        if self._next >= 0 and trade_id >= self._next:
+            self._told = max(self._told, trade_id)
+            self.unsettled = True
 
     def trade(self, trade: Trade) -> None:
         """The next trade of the stream."""
@@ -129,7 +152,7 @@ class SymbolSequence:
         last_id: int | None = kline.last_trade_id
         if kline.trade_count == 0:
             # Names no id; but the stream has sent everything before it.
-            last_id = None if self._unproven else max(self._held, default=self._next - 1)
+            last_id = None if self._unproven else self.newest_id
         insort(self._minutes, _Minute(kline, last_id), key=lambda m: m.kline.open_time)
         self._advance()
 
@@ -144,6 +167,8 @@ class SymbolSequence:
             return Before(first.trade_id, window_start(first.traded_at))
         if self._held:
             return Hole(self._next, min(self._held) - 1, True)
+        if self._told >= self._next:
+            return Hole(self._next, self._told, True)
         head = self._minutes[0] if self._minutes else None
         if head is not None and head.last_id is not None and head.last_id >= self._next:
             return Hole(self._next, head.last_id, False)
@@ -261,6 +286,16 @@ class SymbolSequence:
         if gap[1] >= gap[0]:
             self._out.append(Gap(self.source, self.symbol, *gap, reason, True))
             subtract(self.open, *gap)
+
+    def end(self, reason: str) -> None:
+        """The symbol does not trade any more: what is still open is lost, and a closing gap says that this is all.
+
+        The closing gap is final and empty: it begins behind the last id and ends with it. Trades may follow later.
+        """
+        for gap in list(self.open):
+            self.lost(gap, reason)
+        if self._next >= 0:
+            self._out.append(Gap(self.source, self.symbol, self._next, self._next - 1, reason, True))
 
     # --- going forward -------------------------------------------------------------------------------
 

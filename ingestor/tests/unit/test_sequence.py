@@ -337,3 +337,24 @@ def test_late_trades_of_unknown_outcome_go_out_once(sequence: SymbolSequence, ex
         for offset in reversed(range(held)):
             tail.take(out[offset], offset)
         assert unpublished(out[confirmed:], {"ETHUSDT": sequence.last_id}, {"ETHUSDT": tail}) == out[held:]
+
+
+def test_a_trade_that_the_stream_told_wrongly_is_asked_for_at_once(
+    sequence: SymbolSequence, exchange: Any, out: list[Event]
+) -> None:
+    sequence.told(105)
+    assert sequence.unsettled
+    assert sequence.need() == Hole(105, 105, urgent=True)
+    sequence.trade(exchange.trades[6])
+    sequence.filled(exchange.page(105, 2), at_end=False)
+    assert ids(out) == list(range(100, 107))
+    assert sequence.need() is None
+    sequence.told(103)
+    assert not sequence.unsettled
+
+
+def test_what_another_connection_has_covered_needs_no_proof(sequence: SymbolSequence, exchange: Any) -> None:
+    sequence.connected()
+    sequence.covered()
+    assert sequence.need() is None
+    assert not sequence.unsettled
