@@ -92,7 +92,7 @@ class Candles:
         for symbol, candles in self._restored.items():
             self._series[symbol] = series = Series.restored(symbol, self, candles)
             if symbol in self._longer:
-                self._longer[symbol].settle(series.kept)
+                self._longer[symbol].restored(series.kept)
         self._restored = {}
         out: list[Made] = []
         known, made = self._series, self.made

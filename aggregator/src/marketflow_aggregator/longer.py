@@ -107,6 +107,10 @@ class _Window:
         """The part before, if the window's first minutes have no candle."""
         return self.before if min(self.parts) > self.start else None
 
+    def tail(self) -> _Part | None:
+        """The part beyond, if the window's last minutes have no candle."""
+        return self.beyond if max(part.end for part in self.parts.values()) < self.end else None
+
     @property
     def cut(self) -> bool:
         """Whether nothing is known of its first minutes."""
@@ -127,8 +131,9 @@ class _Window:
         edge = self.edge()
         if edge is not None:
             missing += _between(edge, whole)
-        if self.beyond is not None:
-            missing += _between(whole, self.beyond)
+        tail = self.tail()
+        if tail is not None:
+            missing += _between(whole, tail)
         fold = whole.fold
         if not fold.trade_count:
             price, last = whole.close, whole.last_id
@@ -138,8 +143,19 @@ class _Window:
 
     def may_change(self, kept: Collection[int]) -> bool:
         """Whether it is open, or holds or borders a minute that may be stated again."""
-        edges = (self.edge(), self.beyond)
+        edges = (self.edge(), self.tail())
         return not self.closed or any(at in kept for at in (*self.parts, *(e.start for e in edges if e is not None)))
+
+    def news(self, symbol: str, interval: str) -> Candle | None:
+        """Its candle, if it has one that has not been stated."""
+        if not self.closed or self.cut:
+            return None
+        candle, stated = self.candle(symbol, interval), self.stated
+        if stated is not None and all(
+            getattr(candle, f) == getattr(stated, f) for f in candle.__struct_fields__ if f != "revision"
+        ):
+            return None
+        return candle
 
     def settle(self, kept: Collection[int]) -> None:
         """Join neighbouring minutes that cannot be stated again: what is kept does not grow with the interval."""
@@ -191,6 +207,19 @@ class Longer:
         if window is not None:
             window.stated = candle
 
+    def restored(self, kept: Collection[int]) -> None:
+        """All that a restart needs has been taken.
+
+        It may have read a part of the minutes of windows that need nothing more: these do not agree with what was
+        stated of them, or were not stated although they are closed.
+        """
+        for interval, windows in self._windows.items():
+            for start in list(windows):
+                window = windows[start]
+                if window.closed and (window.stated is None or window.cut or window.news(self.symbol, interval)):
+                    del windows[start]
+        self.settle(kept)
+
     def settle(self, kept: Collection[int]) -> None:
         """Forget what cannot change any more. ``kept``: minutes whose candles may be stated again."""
         self._touched.clear()
@@ -206,12 +235,8 @@ class Longer:
         made = []
         for _, start, interval in sorted(self._touched):
             window = self._windows[interval][start]
-            if not window.closed or window.cut:
-                continue
-            candle = window.candle(self.symbol, interval)
-            if window.stated is None or any(
-                getattr(candle, f) != getattr(window.stated, f) for f in candle.__struct_fields__ if f != "revision"
-            ):
+            candle = window.news(self.symbol, interval)
+            if candle is not None:
                 window.stated = candle
                 made.append(candle)
         self.settle(kept)
