@@ -125,6 +125,13 @@ class Exchange(Process):
 
 
 @pytest.fixture
+def elapsed() -> Callable[[], float]:
+    """Seconds since the test began."""
+    begin = time.monotonic()
+    return lambda: time.monotonic() - begin
+
+
+@pytest.fixture
 def processes() -> Iterator[list[Process]]:
     """Whatever was started, to be ended in the end."""
     running: list[Process] = []
@@ -237,6 +244,10 @@ class Found:
     def candles(self, symbol: str = "ETHUSDT") -> list[Candle]:
         """All statements, the later revision after the earlier one."""
         return [candle for _, candle in self.evidence.of(Candle) if candle.symbol == symbol]
+
+    @property
+    def all_gaps(self) -> list[Gap]:
+        return [gap for _, gap in self.evidence.of(Gap)]
 
     @property
     def revised(self) -> list[Candle]:

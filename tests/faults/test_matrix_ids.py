@@ -1,0 +1,104 @@
+"""The fault matrix, ids and times: missing, repeated, reordered, lost, late, stepped back, from the future.
+
+Every case ends with the audit's market part clean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.broker
+Make = Callable[..., Any]
+SECOND = 1_000_000
+START = 1_704_067_200_000_000
+
+
+@pytest.mark.parametrize(("count", "minutes", "speed"), [(1, 3, 30), (10, 3, 30), (5_000, 15, 90)])
+def test_missing_ids_are_filled(chain: Make, clean: Make, count: int, minutes: int, speed: int) -> None:
+    one = chain(minutes=minutes, speed=speed)
+    first = one.exchange.first_id() + 250
+    one.exchange.fault("skip", symbol="ETHUSDT", from_id=first, count=count)
+    one.exchange.start()
+    found = clean(one.exchange)
+    assert one.exchange.done("skip")[0]["used"] == count
+    assert one.ingestor.metric("ingestor_filled_total") >= count
+    assert not found.gaps()
+    assert not found.revised
+
+
+def test_repeated_ids_are_dropped(chain: Make, clean: Make) -> None:
+    one = chain(minutes=3, speed=30)
+    one.exchange.fault("repeat", count=50, at_us=START + 45 * SECOND)
+    one.exchange.start()
+    found = clean(one.exchange)
+    assert one.exchange.done("repeat")[0]["used"] == 50
+    assert one.ingestor.metric("ingestor_duplicates_total") >= 50
+    assert not found.revised
+
+
+def test_reordered_ids_are_put_in_order(chain: Make, clean: Make) -> None:
+    one = chain(minutes=3, speed=30)
+    one.exchange.fault("reorder", count=40, at_us=START + 55 * SECOND)
+    one.exchange.start()
+    found = clean(one.exchange)
+    assert one.exchange.done("reorder")[0]["used"] == 40
+    ids = [trade.trade_id for trade in found.trades()]
+    assert ids == sorted(ids)
+    assert not found.revised
+
+
+def test_ids_that_are_missing_while_rest_is_away_for_a_minute_are_filled_when_it_is_back(
+    chain: Make, clean: Make
+) -> None:
+    one = chain(minutes=4, speed=15)
+    one.exchange.fault("skip", symbol="ETHUSDT", at_us=START + 50 * SECOND, count=20)
+    one.exchange.fault("rest_away", at_us=START + 45 * SECOND, seconds=60, status=0)
+    one.exchange.start()
+    found = clean(one.exchange)
+    assert one.exchange.done("rest_away")[0]["used"] >= 1
+    assert one.ingestor.metric("ingestor_filled_total") >= 20
+    assert not found.gaps()
+    assert not found.revised
+
+
+def test_a_trade_lost_for_good_is_declared_by_a_final_gap(chain: Make, clean: Make) -> None:
+    one = chain(minutes=3, speed=30)
+    first = one.exchange.first_id() + 100
+    one.exchange.fault("lost", symbol="ETHUSDT", from_id=first, count=3)
+    one.exchange.start()
+    found = clean(one.exchange)
+    assert [(gap.first_trade_id, gap.last_trade_id, gap.final) for gap in found.gaps()] == [(first, first + 2, True)]
+    assert [candle.missing for candle in found.candles() if candle.missing] == [((first, first + 2),)]
+    assert not found.revised
+
+
+def test_what_comes_after_the_deadline_is_published_late_and_its_candle_is_stated_again(
+    chain: Make, clean: Make
+) -> None:
+    one = chain({"fill_deadline_s": 0.5, "late_pause_s": 1}, minutes=4, speed=20)
+    first = one.exchange.first_id() + 150
+    one.exchange.fault("skip", symbol="ETHUSDT", from_id=first, count=7)
+    one.exchange.fault("rest_away", symbol="ETHUSDT", from_id=first, seconds=60)
+    one.exchange.start()
+    found = clean(one.exchange)
+    assert [(gap.first_trade_id, gap.last_trade_id, gap.final) for gap in found.gaps()] == [(first, first + 6, False)]
+    assert [trade.trade_id for trade in found.trades() if first <= trade.trade_id < first + 7] == [
+        *range(first, first + 7)
+    ]
+    minute = next(trade.traded_at for trade in found.trades() if trade.trade_id == first) // 60_000_000 * 60_000_000
+    again = found.revised
+    assert [candle.open_time for candle in again] == [minute]
+    assert again[0].missing == ()
+
+
+def test_a_thousand_trades_in_one_millisecond(chain: Make, clean: Make) -> None:
+    one = chain(minutes=3, speed=30)
+    at_us = START + 80 * SECOND
+    one.exchange.fault("burst", symbol="ETHUSDT", at_us=at_us, count=1_000)
+    one.exchange.start()
+    found = clean(one.exchange)
+    assert sum(trade.traded_at == at_us for trade in found.trades()) >= 1_000
+    assert not found.revised
