@@ -103,6 +103,11 @@ class Exchange(Process):
     def start(self) -> None:
         ask(self.url + "/sim/market/start", method="POST")
 
+    def end(self, more: float = 70) -> None:
+        """Let the market go on for so many seconds of its time, and then end with the minute."""
+        self.reach((self.market()["market_time_us"] - START) / SECOND + more)
+        ask(self.url + "/sim/market/end", method="POST")
+
     def fault(self, kind: str, **details: Any) -> Any:
         return ask(self.url + "/sim/faults", {"kind": kind, **details}, "POST")
 

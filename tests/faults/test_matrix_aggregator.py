@@ -36,7 +36,7 @@ def test_killed_at_any_step_it_states_every_candle_once(
 def test_a_group_that_is_rebalanced_in_mid_window_states_every_candle_once(
     exchange: Make, ingestor: Make, aggregator: Make, clean: Make
 ) -> None:
-    one = exchange(symbols="BTCUSDT,ETHUSDT,SOLUSDT", minutes=8, speed=30)
+    one = exchange(symbols="BTCUSDT,ETHUSDT,SOLUSDT", speed=30)
     ingestor(one).wait_ready()
     first = aggregator().wait_ready()
     one.start()
@@ -49,5 +49,6 @@ def test_a_group_that_is_rebalanced_in_mid_window_states_every_candle_once(
     assert first.wait() == 0
     eventually(lambda: second.owned() == [0, 1, 2])
     assert one.market()["market_time_us"] > at
+    one.end(10)
     found = clean(one)
     assert not found.revised

@@ -123,6 +123,13 @@ class Market:
             self._push(index, symbol)
         self.ended = us >= self.last_us and not self._heap
 
+    def end(self) -> int:
+        """Let the market end at the next minute's edge, if it would not end before, and say when that is."""
+        self.last_us = min(self.last_us, self.time_us // MINUTE_US * MINUTE_US + MINUTE_US)
+        self._heap = [event for event in self._heap if event[0] < self.last_us]
+        heapq.heapify(self._heap)
+        return self.last_us
+
     def rewind(self, symbol: SymbolMarket) -> None:
         """Take what comes next from the symbol's tape anew: it was changed."""
         index = self._in_order.index(symbol)
