@@ -9,6 +9,7 @@ import asyncio
 import statistics
 import time
 from contextlib import suppress
+from random import uniform
 from typing import Any, Final
 
 import aiohttp
@@ -185,7 +186,7 @@ class Rest:
                 raise Waiting(
                     f"{self._weight.used} of {self._weight.limit} weight used, {wait:.0f} s to the next minute"
                 )
-            await asyncio.sleep(min(wait, 0.25))
+            await asyncio.sleep(min(wait, uniform(0.5, 1.0) * _TURN_SECONDS))
             self._check()
 
     def _check(self) -> None:

@@ -148,10 +148,10 @@ def test_two_replicas_share_the_partitions_and_one_takes_over_when_the_other_is_
         whole(exchange, symbol)
 
 
-def test_a_frozen_replica_that_wakes_up_is_fenced_and_writes_nothing(
+def test_a_replica_that_was_frozen_for_half_a_minute_is_fenced_and_writes_nothing(
     simulator: Make, ingestor: Make, capture: Make, whole: Make, feed: Make
 ) -> None:
-    exchange = simulator(replay=capture(6_000), speed=15)
+    exchange = simulator(replay=capture(6_000), speed=6)
     frozen = ingestor(exchange, KAFKA_TRANSACTION_TIMEOUT_MS=4_000)
     frozen.wait_ready()
     other = ingestor(exchange, KAFKA_TRANSACTION_TIMEOUT_MS=4_000)
@@ -162,12 +162,15 @@ def test_a_frozen_replica_that_wakes_up_is_fenced_and_writes_nothing(
     exchange.start()
     eventually(lambda: len(feed().ids) > 100, interval=0.1)
     frozen.signal(signal.SIGSTOP)
+    asleep = time.monotonic()
     eventually(lambda: 2 in other.owned(), timeout=30)
     last = feed().ids[-1]
     eventually(lambda: feed().ids[-1] > last + 200, interval=0.2)
+    eventually(lambda: time.monotonic() > asleep + 30, timeout=40)
     frozen.signal(signal.SIGCONT)
     found = whole(exchange)
     assert found.ids == list(range(1_000, 7_000))
+    assert not found.gaps
     if frozen.process.poll() is not None:
         assert frozen.wait() == service.EXIT_FENCED
 

@@ -28,6 +28,7 @@ class Driver:
         self.sequence = SymbolSequence("binance", "ETHUSDT", self.out)
         self.committed, self.pins = 0, Pins({})
         self.mark: int | None = None
+        self.overlapping = False
 
     def stream(self) -> list[Trade | Kline]:
         """In the exchange's order: a minute is closed behind its last trade, up to three trades late."""
@@ -77,6 +78,7 @@ class Driver:
         tail = self.tail()
         self.sequence, self.pins = SymbolSequence("binance", "ETHUSDT", self.out, tail), Pins({"ETHUSDT": tail})
         self.sequence.connected()
+        self.overlapping = False
 
     def lose_answer(self) -> None:
         """A commit's answer is lost: the topic tells whether it happened."""
@@ -90,7 +92,7 @@ class Driver:
         self.pins = Pins({"ETHUSDT": tail})
 
     def run(self, restarts: bool, give_up: bool) -> None:
-        actions = ["take"] * 6 + ["drop", "repeat", "swap", "answer", "cut"]
+        actions = ["take"] * 6 + ["drop", "repeat", "swap", "answer", "cut", "doubt", "overlap"]
         actions += ["restart", "commit", "commit", "lose_answer"] * restarts + ["give_up", "give_up", "late"] * give_up
         items = self.stream()
         position = 0
@@ -108,6 +110,9 @@ class Driver:
                 self.restart()
             elif action == "lose_answer":
                 self.lose_answer()
+            elif action == "overlap":  # a second connection; then the first is closed, read to its end
+                self.sequence.covered() if self.overlapping else self.sequence.connected()
+                self.overlapping = not self.overlapping
             else:
                 following = items[position + 1] if position + 1 < len(items) else None
                 if action == "swap" and isinstance(item, Trade) and isinstance(following, Trade):
@@ -116,6 +121,9 @@ class Driver:
                 position += 1
                 if isinstance(item, Trade):
                     self.happened = max(self.happened, item.trade_id)
+                if action == "doubt" and isinstance(item, Trade):
+                    self.sequence.told(item.trade_id)
+                    continue
                 if action == "drop":
                     continue
                 if action == "cut":  # this item and what follows it within the outage are never streamed
@@ -124,6 +132,7 @@ class Driver:
                         if isinstance(lost, Trade):
                             self.happened = max(self.happened, lost.trade_id)
                     self.sequence.connected()
+                    self.overlapping = False
                     continue
                 for _ in range(1 + (action == "repeat")):
                     if isinstance(item, Trade):
