@@ -102,3 +102,12 @@ def test_a_thousand_trades_in_one_millisecond(chain: Make, clean: Make) -> None:
     found = clean(one.exchange)
     assert sum(trade.traded_at == at_us for trade in found.trades()) >= 1_000
     assert not found.revised
+
+
+def test_a_timestamp_an_hour_ahead_changes_no_candle(chain: Make, clean: Make) -> None:
+    one = chain(minutes=4, speed=30)
+    one.exchange.fault("time_shift", symbol="ETHUSDT", at_us=START + 75 * SECOND, ms=3_600_000)
+    one.exchange.start()
+    found = clean(one.exchange)
+    assert one.exchange.done("time_shift")[0]["used"] == 1
+    assert not found.revised
