@@ -1,4 +1,4 @@
-"""The fault matrix, the exchange and the way to it: cut, dead and silent connections, refusals, and the broker away.
+"""The fault matrix, the exchange itself: silent, refusing, dropping a symbol; and the broker away.
 
 Every case ends with the audit's market part clean.
 """
@@ -20,39 +20,6 @@ SECOND = 1_000_000
 START = 1_704_067_200_000_000
 
 
-def test_a_connection_cut_in_mid_minute_leaves_no_trace(chain: Make, clean: Make) -> None:
-    one = chain(minutes=4, speed=30)
-    one.exchange.fault("disconnect", at_us=START + 93 * SECOND)
-    one.exchange.start()
-    found = clean(one.exchange)
-    assert one.exchange.done("disconnect")[0]["happened_us"] >= START + 93 * SECOND
-    assert one.ingestor.metric("ingestor_reconnects_total") >= 1
-    assert not found.gaps()
-    assert not found.revised
-
-
-def test_one_symbol_that_is_silent_for_three_minutes_has_flat_candles(chain: Make, clean: Make) -> None:
-    one = chain(minutes=6, speed=40, symbols="ETHUSDT,BTCUSDT")
-    one.exchange.fault("silence", symbol="ETHUSDT", at_us=START + 40 * SECOND, seconds=180)
-    one.exchange.start()
-    found = clean(one.exchange)
-    assert [candle.trade_count == 0 for candle in found.candles()] == [False, True, True, False, False, False]
-    assert all(candle.trade_count for candle in found.candles("BTCUSDT"))
-    assert len(found.marks()) == 6
-    assert not found.revised
-
-
-def test_a_market_without_any_trade_for_three_minutes_has_flat_candles(chain: Make, clean: Make) -> None:
-    one = chain(minutes=6, speed=40, symbols="ETHUSDT,BTCUSDT")
-    one.exchange.fault("silence", at_us=START + 100 * SECOND, seconds=180)
-    one.exchange.start()
-    found = clean(one.exchange)
-    for symbol in ("ETHUSDT", "BTCUSDT"):
-        flat = [candle.trade_count == 0 for candle in found.candles(symbol)]
-        assert flat == [False, False, True, True, False, False]
-    assert not found.revised
-
-
 @pytest.mark.parametrize("kind", ["rate_limit", "ban"])
 def test_who_is_asked_to_wait_waits_and_then_fills(chain: Make, clean: Make, kind: str) -> None:
     one = chain(minutes=5, speed=30)
@@ -65,6 +32,24 @@ def test_who_is_asked_to_wait_waits_and_then_fills(chain: Make, clean: Make, kin
     assert 1 <= one.exchange.answered(status) <= 2
     assert one.exchange.answered("418") <= (1 if kind == "ban" else 0)
     assert one.ingestor.metric("ingestor_filled_total") >= 30
+    assert not found.gaps()
+    assert not found.revised
+
+
+def test_a_symbol_that_is_removed_in_mid_window_ends_with_the_candle_of_that_window(chain: Make, clean: Make) -> None:
+    one = chain({"symbols_every_s": 1}, speed=30, symbols="ETHUSDT,BTCUSDT")
+    one.exchange.fault("delist", symbol="BTCUSDT", at_us=START + 100 * SECOND)
+    one.exchange.start()
+    eventually(lambda: one.ingestor.metric('ingestor_symbols_ended_total{symbol="BTCUSDT"') == 1)
+    one.exchange.end()
+    found = clean(one.exchange)
+    last = found.trades("BTCUSDT")[-1]
+    assert last.traded_at < START + 100 * SECOND
+    assert [(g.first_trade_id, g.last_trade_id, g.final) for g in found.gaps("BTCUSDT")] == [
+        (last.trade_id + 1, last.trade_id, True)
+    ]
+    assert [candle.open_time for candle in found.candles("BTCUSDT")] == [START, START + 60 * SECOND]
+    assert found.candles("BTCUSDT")[-1].last_trade_id == last.trade_id
     assert not found.gaps()
     assert not found.revised
 
@@ -97,3 +82,25 @@ def test_nothing_is_lost_while_the_broker_is_restarted(
         assert not found.revised
     finally:
         broker.kill()
+
+
+def test_one_symbol_that_is_silent_for_three_minutes_has_flat_candles(chain: Make, clean: Make) -> None:
+    one = chain(minutes=6, speed=40, symbols="ETHUSDT,BTCUSDT")
+    one.exchange.fault("silence", symbol="ETHUSDT", at_us=START + 40 * SECOND, seconds=180)
+    one.exchange.start()
+    found = clean(one.exchange)
+    assert [candle.trade_count == 0 for candle in found.candles()] == [False, True, True, False, False, False]
+    assert all(candle.trade_count for candle in found.candles("BTCUSDT"))
+    assert len(found.marks()) == 6
+    assert not found.revised
+
+
+def test_a_market_without_any_trade_for_three_minutes_has_flat_candles(chain: Make, clean: Make) -> None:
+    one = chain(minutes=6, speed=40, symbols="ETHUSDT,BTCUSDT")
+    one.exchange.fault("silence", at_us=START + 100 * SECOND, seconds=180)
+    one.exchange.start()
+    found = clean(one.exchange)
+    for symbol in ("ETHUSDT", "BTCUSDT"):
+        flat = [candle.trade_count == 0 for candle in found.candles(symbol)]
+        assert flat == [False, False, True, True, False, False]
+    assert not found.revised
