@@ -34,6 +34,8 @@ _log = logs.get("ingestor")
 _ERRORS: Final = (OSError, TimeoutError, WebSocketException)
 _CONFIRM_SECONDS: Final = 10.0
 _PONG_SECONDS: Final = 2.0
+_OVERLAP_SECONDS: Final = 1.0
+"""Both are read for so long at least: a confirmed stream may still be slow to begin."""
 _DRAIN_SECONDS: Final = 10.0
 _TICK_SECONDS: Final = 0.25
 _MESSAGES_PER_TURN: Final = 256
@@ -123,10 +125,13 @@ class Connections:
             while self.symbols:
                 if link is None:
                     link = await self._connect()
-                why = await self._watch(link)
-                if not self.symbols:
+                if link is None:
                     break
-                link = None if why is None else await self._replace(link, why)
+                why = await self._watch(link)
+                if why is None:
+                    link = None
+                elif self.symbols:
+                    link = await self._replace(link, why)
         finally:
             self._listener.streaming(self.symbols, False)
             for one in self._links:
@@ -137,12 +142,13 @@ class Connections:
 
     # --- opening -------------------------------------------------------------------------------------
 
-    async def _connect(self) -> _Link:
-        while True:
+    async def _connect(self) -> _Link | None:
+        while self.symbols:
             try:
                 return await self._open(None)
             except _ERRORS as error:
                 await self._lost(error)
+        return None
 
     async def _open(self, before: _Link | None) -> _Link:
         """A connection that the exchange confirms to carry all streams, and is being read."""
@@ -207,6 +213,10 @@ class Connections:
             return link
         self._seconds = growing(1.0, 60.0)
         metrics.HANDOVERS.labels(why).inc()
+        if why == "stall":
+            metrics.RECONNECTS.inc()
+        else:
+            await asyncio.wait([_reader(link)], timeout=_OVERLAP_SECONDS)
         whole = why != "stall" and await link.answers() and await self._drain(link)
         await self._drop(link)
         self._listener.streaming(link.symbols - new.symbols, False)
@@ -217,16 +227,14 @@ class Connections:
 
     async def _drain(self, link: _Link) -> bool:
         """Close in good order and read to the end."""
-        assert link.reader is not None
         with suppress(*_ERRORS):
             await link.socket.close()
-        done, _ = await asyncio.wait([link.reader], timeout=_DRAIN_SECONDS)
+        done, _ = await asyncio.wait([_reader(link)], timeout=_DRAIN_SECONDS)
         return bool(done)
 
     async def _drop(self, link: _Link) -> None:
-        assert link.reader is not None
-        link.reader.cancel()
-        await asyncio.wait([link.reader])
+        _reader(link).cancel()
+        await asyncio.wait([_reader(link)])
         link.socket.transport.abort()
         self._links.discard(link)
 
@@ -234,16 +242,15 @@ class Connections:
 
     async def _watch(self, link: _Link) -> str | None:
         """Until a second connection is wanted: why. None: the connection is lost."""
-        assert link.reader is not None
-        taken, last = MESSAGES_IN.labels(metrics.STREAM), time.monotonic()
+        reader, taken, last = _reader(link), MESSAGES_IN.labels(metrics.STREAM), time.monotonic()
         while True:
-            await asyncio.wait([link.reader], timeout=_TICK_SECONDS)
+            await asyncio.wait([reader], timeout=_TICK_SECONDS)
             now = time.monotonic()
             heard, seconds, last = link.count != link.told or not link.listening, now - last, now
             taken.inc(link.count - link.told)
             link.told = link.count
-            if link.reader.done():
-                error = link.reader.exception()
+            if reader.done():
+                error = reader.exception()
                 if error is not None and not isinstance(error, _ERRORS):
                     raise error
                 self._links.discard(link)
@@ -337,6 +344,11 @@ class Connections:
                 _log.warning("server_shutdown", effect="a second connection takes over before the exchange closes this")
             return False
         return self._listener.heard(event)
+
+
+def _reader(link: _Link) -> asyncio.Task[None]:
+    assert link.reader is not None
+    return link.reader
 
 
 def _text(error: BaseException) -> str:

@@ -60,7 +60,8 @@ class Lane:
         self._rest, self._connects = rest, connects
         self._halted: Sequence[str] = ()
         self._streams: list[Connections] = []
-        self._coming: set[str] = set()
+        self._coming, self._ending = set[str](), set[str]()
+        self._past: dict[str, SymbolSequence] = {}  # ended; they may trade again
         self._group: asyncio.TaskGroup | None = None
         self._closed: dict[str, int] = {}  # open time of the last closed minute that the stream brought
         self._settings, self._partition, self._changed = settings, partition, changed
@@ -108,7 +109,8 @@ class Lane:
         """Fence, and read the end of the partition: to the mark, and on until all symbols are known."""
         mark = self._publisher.open()
         self._marked = mark is not None
-        known = {symbol: Tail() for symbol in {*self.symbols, *self._sequences}}
+        pending = {event.symbol for event in (*self._flight, *self._out) if isinstance(event, Trade | Gap | Watermark)}
+        known = {symbol: Tail() for symbol in {*self.symbols, *self._sequences, *pending}}
         others = {symbol: Tail() for symbol in self._halted if symbol not in known}
         return self._read_back(known, mark, others)
 
@@ -144,6 +146,9 @@ class Lane:
                 self._group.create_task(self._end(symbol))
 
     async def _add(self, symbols: Sequence[str]) -> None:
+        for symbol in symbols:
+            if symbol in self._past:
+                self._sequences[symbol] = self._past.pop(symbol)
         new = {symbol: Tail() for symbol in symbols if symbol not in self._sequences}
         if new:
             new = await asyncio.to_thread(self._read_back, new, None, {})
@@ -167,6 +172,9 @@ class Lane:
 
     async def _end(self, symbol: str) -> None:
         """Publish and prove what there is of a symbol that trades no more, and close it."""
+        if symbol in self._ending:
+            return
+        self._ending.add(symbol)
         sequence = self._sequences[symbol]
         sequence.connected()
         self._questions.look_after(sequence)
@@ -177,11 +185,13 @@ class Lane:
             last = minutes.end - MINUTE
             await _until(lambda: max(self._closed.values(), default=0) >= last, _MINUTE_SECONDS)
             await self._questions.prove(sequence, minutes)
+        self._ending.discard(symbol)
         if symbol in self.symbols:
             return  # it trades again
         sequence.end("the exchange does not trade this symbol any more")
         self._put_out()
         self._closed.pop(symbol, None)
+        self._past[symbol] = self._sequences.pop(symbol)
         for group in self._streams:
             group.symbols -= {symbol}
         self._streams = [group for group in self._streams if group.symbols]
@@ -334,6 +344,7 @@ class Lane:
             except BROKER_AWAY as again:
                 error = again
         last_ids = {symbol: sequence.last_id for symbol, sequence in self._sequences.items()}
+        tails = {symbol: Tail() for symbol in last_ids} | tails  # a symbol may have been added meanwhile
         rest = unpublished([*self._flight, *self._out], last_ids, tails)
         if rest is None:
             raise PublishFailed(f"ohlcv_raw/{self._partition} does not hold what this process has published to it")

@@ -141,6 +141,8 @@ class Questions:
         """Whether REST has trades that the stream did not bring in time; None: it cannot be told."""
         try:
             newest = await self._rest.newest_id(sequence.symbol)
+        except Waiting:
+            return False  # another connection would cost the weight that there is not
         except RestError:
             return None
         if newest > sequence.newest_id:

@@ -12,8 +12,8 @@ __all__ = ["Rhythm"]
 _FACTOR: Final = 4.0
 """Silences come in all lengths: one that is four times the longest of the last two minutes is none of them."""
 _WINDOW: Final = 60.0
-_LEARNING: Final = 5.0
-"""Seconds of listening before the estimate counts."""
+_LEARNING: Final = 8
+"""Ticks with a message before the estimate counts."""
 _STEP: Final = 1.0
 """A longer step between two ticks was this process's own (frozen, or a busy machine)."""
 
@@ -27,7 +27,8 @@ class Rhythm:
     def __init__(self, floor: float, ceiling: float, like: Rhythm | None = None) -> None:
         self._floor, self._ceiling = floor, ceiling
         self.silence = 0.0
-        self._longest = self._before = self._heard = 0.0
+        self._longest = self._before = 0.0
+        self._heard = 0
         if like is not None:
             self._longest, self._before, self._heard = like._longest, like._before, like._heard
         self._in_window = 0.0
@@ -46,7 +47,7 @@ class Rhythm:
         if not heard:
             return self.silence > self.limit
         self._longest = max(self._longest, self.silence)
-        self._heard += self.silence
+        self._heard += 1
         self._in_window += self.silence
         self.silence = 0.0
         if self._in_window > _WINDOW:

@@ -45,7 +45,7 @@ def test_a_connection_of_closed_klines_only_is_suspected_when_one_is_overdue() -
 
 def test_nothing_is_remarkable_before_a_rhythm_is_known_but_the_ceiling() -> None:
     rhythm = Rhythm(3.0, 75.0)
-    assert not listen(rhythm, 2, TICK)
+    assert not listen(rhythm, 1.5, TICK)
     assert silent_until_remarkable(rhythm) >= 70
 
 
