@@ -100,16 +100,16 @@ class Candles:
             for item in items:
                 event: Any = item[2]
                 kind = type(event)
-                if kind is Bar:
-                    self.counts["bars"] += 1
-                    continue
                 one = known.get(event.symbol)
                 if one is None:
                     one = known[event.symbol] = Series(event.symbol, self)
                 if kind is Trade:
-                    one.trade(item[0], event)
+                    if one.trade(item[0], event):
+                        continue
                 elif kind is Watermark:
                     one.watermark(item[0], event)
+                elif kind is Bar:
+                    self.counts["bars"] += 1
                 else:
                     one.gap()
                 if made:

@@ -65,11 +65,11 @@ class Series:
 
     # --- records -------------------------------------------------------------------------------------
 
-    def trade(self, offset: int, trade: Trade) -> None:
-        """The next trade of the log."""
-        window = self.window
+    def trade(self, offset: int, trade: Trade) -> bool:
+        """The next trade of the log; True if it went into the open window, and nothing else happened."""
+        window, trade_id = self.window, trade.trade_id
         if (
-            trade.trade_id == self.next_id
+            trade_id == self.next_id
             and window is not None
             and window.start <= trade.traded_at < window.end
             and not self.amended
@@ -85,13 +85,14 @@ class Series:
             window.volume += qty
             window.quote += quote
             window.count += 1
-            window.last_id = trade.trade_id
+            window.last_id = trade_id
             if not trade.buyer_is_maker:
                 window.taker += qty
                 window.taker_quote += quote
-            self.next_id += 1
-            return
+            self.next_id = trade_id + 1
+            return True
         self._unusual(offset, trade)
+        return False
 
     def watermark(self, offset: int, mark: Watermark) -> None:
         """Everything before ``through`` is out: windows up to there are closed, flat ones included."""

@@ -6,6 +6,7 @@ Must never round silently: sums and products are exact or raise, divisions state
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from decimal import (
     ROUND_HALF_EVEN,
     Context,
@@ -27,6 +28,7 @@ __all__ = [
     "divide",
     "fixed",
     "number",
+    "plain",
 ]
 
 MAX_SCALE = 18
@@ -70,6 +72,13 @@ def check(value: Decimal) -> Decimal:
     if isinstance(exponent, int) and exponent < -MAX_SCALE and _WIDE.quantize(value, Decimal("1E-18")) != value:
         raise NotANumber(f"{value} has more than {MAX_SCALE} decimal places")
     return value
+
+
+def plain(values: Sequence[Decimal]) -> bool:
+    """Whether all are as the exchange prints them: finite, eight decimal places, at most 20 digits before the point."""
+    return all(map(_EIGHT_PLACES.same_quantum, values)) and (
+        max(map(Decimal.adjusted, values), default=0) < MAX_INTEGER_DIGITS
+    )
 
 
 def fixed(value: Decimal) -> Decimal:

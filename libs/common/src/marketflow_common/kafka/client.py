@@ -6,9 +6,11 @@ Must never commit on its own (auto-commit is off) nor reset an offset silently.
 from __future__ import annotations
 
 import json
+import operator
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from confluent_kafka import (
     OFFSET_INVALID,
@@ -292,6 +294,19 @@ def position(topic: str, partition: int, offset: int, marks: dict[str, int]) -> 
 
 def records_of(messages: list[Message], topic: str) -> Iterator[Record]:
     """The readable events of messages of a topic; what cannot be read is counted, logged and passed over."""
+    # One call per column instead of four per message: this runs for every record of every topic.
+    events = codec.decode_all(topic, list(map(Message.value, messages)))
+    if events is None:
+        return _one_by_one(messages, topic)
+    stamps = map(_SECOND, map(Message.timestamp, messages))
+    return map(_RECORD, zip(map(Message.offset, messages), stamps, events, strict=True))
+
+
+_SECOND: Final = operator.itemgetter(1)
+_RECORD: Final = cast("Callable[[tuple[int | None, int, Any]], Record]", partial(tuple.__new__, Record))
+
+
+def _one_by_one(messages: list[Message], topic: str) -> Iterator[Record]:
     for message in messages:
         offset = message.offset()
         assert offset is not None
