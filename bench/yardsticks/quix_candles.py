@@ -44,11 +44,15 @@ def add(candle: dict[str, Any], trade: dict[str, Any]) -> dict[str, Any]:
 
 def main(bootstrap: str, topic: str, records: int, out: str, state: str) -> None:
     began: list[float] = []
-    candles = 0
+    candles = seen = 0
 
     def event_time(value: Any, headers: Any, timestamp: float, kind: Any) -> int:
+        nonlocal seen
         if not began:
             began.extend((time.process_time(), time.monotonic()))
+        seen += 1
+        if seen == records:
+            app.stop()  # after this record, with its commit
         return int(value.get("traded_at", 0)) // 1000
 
     def count(value: Any) -> None:
@@ -70,9 +74,9 @@ def main(bootstrap: str, topic: str, records: int, out: str, state: str) -> None
     frame = app.dataframe(trades).filter(lambda value: value["type"] == "trade")
     frame = frame.tumbling_window(60_000).reduce(reducer=add, initializer=start).final()
     frame.update(count).to_topic(target)
-    app.run(count=records, timeout=60, collect=False)
+    app.run()
     cpu, wall = time.process_time() - began[0], time.monotonic() - began[1]
-    sys.stdout.write(json.dumps({"records": records, "cpu": cpu, "wall": wall, "candles": candles}) + "\n")
+    sys.stdout.write(json.dumps({"records": seen, "cpu": cpu, "wall": wall, "candles": candles}) + "\n")
 
 
 if __name__ == "__main__":
