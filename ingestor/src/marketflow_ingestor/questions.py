@@ -111,7 +111,16 @@ class Questions:
             return True
         # One more than is missing: an answer that goes beyond the hole says that the rest of it does not exist.
         limit = PAGE if need.last is None else min(PAGE, need.last - need.first + 2)
-        trades = await self._rest.trades(symbol, need.first, limit)
+        try:
+            trades = await self._rest.trades(symbol, need.first, limit)
+        except Waiting:
+            raise
+        except RestError:
+            if need.last is None:
+                raise
+            trades = await self._rest.single_trades(symbol, sequence.minute_open, need.first, need.last)
+            if not trades:
+                raise
         moved = sequence.filled(trades, at_end=need.last is None and len(trades) < limit)
         return moved or sequence.need() != need
 

@@ -38,6 +38,8 @@ _TURN_SECONDS: Final = 2.0
 """A request waits this long for its turn; whoever asked then looks again whether it is still needed."""
 _AT_ONCE: Final = 4
 """Requests under way: what a 429 meets is answered by at most three more, which the exchange forgives."""
+_AGGREGATE_PAGES: Final = 5
+"""Answers in search of a hole from the beginning of its minute on."""
 _ROUNDS: Final = 5
 _CLOCK_TOLERANCE_S: Final = 1.0
 
@@ -56,6 +58,16 @@ class _RestTrade(msgspec.Struct, gc=False):
     qty: str
     time: int
     isBuyerMaker: bool
+
+
+class _Aggregate(msgspec.Struct, gc=False):
+    a: int
+    p: str
+    q: str
+    f: int
+    l: int  # noqa: E741 - the exchange's name
+    T: int
+    m: bool
 
 
 class _Client(AsyncClient):  # type: ignore[misc]  # python-binance has no types
@@ -113,6 +125,33 @@ class Rest:
         except (msgspec.ValidationError, NotANumber) as error:
             raise RestError(f"{self._url}: historicalTrades of {symbol} from {first_id}: {error}") from error
         return sorted((t for t in trades if t.trade_id >= first_id), key=lambda trade: trade.trade_id)
+
+    async def single_trades(self, symbol: str, since: int, first_id: int, last_id: int) -> list[Trade]:
+        """Trades from ``first_id`` on without a hole, as far as aggregates of one trade show them; for when ``trades``
+        cannot be had. ``since`` (microseconds) is not later than the first of them.
+
+        An aggregate of several trades tells neither the time nor the quantity of each, so it ends the list.
+        """
+        found: list[Trade] = []
+        where = {"startTime": since // 1_000}
+        for _ in range(_AGGREGATE_PAGES):
+            rows = await self._ask(
+                "aggTrades", FILL, self._client.get_aggregate_trades, symbol=symbol, limit=PAGE, **where
+            )
+            received = now_us()
+            try:
+                for r in msgspec.convert(rows, list[_Aggregate]):
+                    if r.l < first_id:
+                        continue
+                    if r.f != r.l or r.f != first_id + len(found) or r.f > last_id:
+                        return found
+                    found.append(Trade(SOURCE, symbol, r.f, amount(r.p), amount(r.q), r.m, micros(r.T), received))
+                where = {"fromId": int(rows[-1]["a"]) + 1} if rows else where
+            except (msgspec.ValidationError, NotANumber) as error:
+                raise RestError(f"{self._url}: aggTrades of {symbol}: {error}") from error
+            if len(rows) < PAGE:
+                break
+        return found
 
     async def newest_id(self, symbol: str) -> int:
         """Id of the symbol's newest trade, -1 if it has none: a sixth of the weight of asking for the trade."""

@@ -104,6 +104,11 @@ class SymbolSequence:
         return max(self._held, default=self.last_id)
 
     @property
+    def minute_open(self) -> int:
+        """Open time of the minute of the last trade."""
+        return self._minute_end - MINUTE
+
+    @property
     def unproven_minutes(self) -> Minutes | None:
         """The minutes up to that of the last trade for which there is no watermark; None: there is one for all."""
         return Minutes(self._through, self._minute_end) if 0 < self._through < self._minute_end else None

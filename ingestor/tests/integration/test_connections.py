@@ -123,3 +123,18 @@ def test_the_exchanges_clock_is_measured(simulator: Make, ingestor: Make, captur
     assert "clock_off" in one.log.read_text()
     exchange.heal()
     eventually(lambda: abs(one.metric("ingestor_clock_offset_seconds")) < 1)
+
+
+def test_a_hole_is_filled_from_aggregates_of_one_trade_where_the_trades_themselves_cannot_be_had(
+    simulator: Make, ingestor: Make, capture: Make, whole: Make
+) -> None:
+    exchange = simulator(replay=capture(2_400), speed=60)
+    one = ingestor(exchange)
+    one.wait_ready()
+    exchange.fault(kind="skip", from_id=1_700, count=40)
+    exchange.start()
+    eventually(lambda: exchange.published() > 500, interval=0.02)
+    exchange.fault(kind="rest_error", path="historicalTrades", count=10_000)
+    found = whole(exchange)
+    assert not found.gaps
+    assert one.metric("ingestor_filled_total") >= 40

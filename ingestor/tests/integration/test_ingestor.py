@@ -86,7 +86,7 @@ def test_what_rest_does_not_give_in_time_becomes_a_gap_and_comes_late_even_after
     exchange.fault(kind="skip", from_id=1_300, count=6)
     exchange.start()
     eventually(lambda: exchange.published() > 100, interval=0.01)
-    exchange.fault(kind="rest_error", path="historicalTrades", count=10_000)
+    exchange.fault(kind="rest_error", count=10_000)
     eventually(lambda: feed().ids[-1:] == [2_199], interval=0.5)
     found = feed()
     assert found.ids == [*range(1_000, 1_300), *range(1_307, 2_200)]

@@ -37,6 +37,10 @@ class Exchange:
         self._ask()
         return list(self.world.page(first, limit))
 
+    async def single_trades(self, _: str, since: int, first: int, last: int) -> list[Trade]:
+        self._ask()
+        return [t for t in self.world.page(first, 1000) if t.trade_id <= last and t.traded_at >= since]
+
     async def newest_id(self, _: str) -> int:
         self._ask()
         return int(self.world.trades[-1].trade_id)
@@ -55,6 +59,13 @@ class Slow(Exchange):
             await asyncio.sleep(0.1)
             raise Waiting("4800 of 6000 weight used")
         return await super().trades(_, first, limit, share)
+
+
+class Aggregates(Exchange):
+    """Only aggregates can be had."""
+
+    async def trades(self, _: str, first: int, limit: int = 1000, share: float = 1.0) -> list[Trade]:
+        raise RestError("HTTP 401")
 
 
 class Bench:
@@ -108,6 +119,14 @@ async def test_a_hole_is_filled(exchange: Any) -> None:
     await bench.work(lambda: bench.until(lambda: not bench.sequence.unsettled))
     assert bench.ids == list(range(100, 110))
     assert bench.exchange.asked == 1
+
+
+async def test_trades_that_cannot_be_had_one_by_one_come_from_aggregates_of_one(exchange: Any) -> None:
+    bench = Bench(exchange, Aggregates)
+    bench.sequence.trade(exchange.trades[9])
+    await bench.work(lambda: bench.until(lambda: not bench.sequence.unsettled))
+    assert bench.ids == list(range(100, 110))
+    assert bench.gaps == []
 
 
 async def test_what_does_not_come_in_time_is_declared_and_comes_late_while_the_stream_goes_on(exchange: Any) -> None:
