@@ -45,12 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         say=say,
     )
     rows: list[Row] = []
+    failed: list[str] = []
     try:
         with Stand() as stand:
             say(f"broker at {stand.bootstrap}, everything in {stand.folder}")
             for name in arguments.parts or PARTS:
-                rows += PARTS[name](stand, plan)
-    except (TookTooLong, StackError, OSError) as error:
+                try:
+                    rows += PARTS[name](stand, plan)
+                except TookTooLong as error:
+                    failed.append(f"{name}: {error}")
+                    say(failed[-1])
+    except (StackError, OSError) as error:
         sys.stderr.write(f"bench: {error}\n")
         return 1
     except KeyboardInterrupt:
@@ -60,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.report is not None:
         arguments.report.write_text(json.dumps([row.as_json() for row in rows], indent=2) + "\n")
         say(f"written to {arguments.report}")
-    return 0
+    for text in failed:
+        sys.stderr.write(f"bench: {text}\n")
+    return 1 if failed else 0
 
 
 def table(rows: Sequence[Row]) -> str:
