@@ -319,7 +319,7 @@ class Lane:
         for event in batch:
             if isinstance(event, Watermark):
                 metrics.WATERMARKS.labels(event.symbol).inc()
-            elif isinstance(event, Gap):
+            elif isinstance(event, Gap) and event.first_trade_id <= event.last_trade_id:
                 metrics.GAPS.labels(event.symbol, str(event.final).lower()).inc()
                 _log.error(
                     "gap_published",

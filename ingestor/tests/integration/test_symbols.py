@@ -44,3 +44,21 @@ def test_a_delisted_symbol_of_a_pattern_is_closed_and_goes_on_when_it_trades_aga
     assert found.gaps == [closing]
     found.check_trades(exchange, found.ids[0], found.ids[-1])
     found.check_watermarks()
+
+
+def test_a_symbol_that_begins_to_trade_is_added_to_a_pattern(simulator: Make, ingestor: Make, feed: Make) -> None:
+    exchange = simulator(symbols="BTCUSDT,ETHUSDT", speed=30)
+    exchange.fault(kind="delist", symbol="BTCUSDT")
+    exchange.start()
+    eventually(lambda: exchange.status("BTCUSDT") == "BREAK")
+    one = ingestor(exchange, "*USDT", symbols_every_s=1)
+    one.wait_ready()
+    eventually(lambda: feed("ETHUSDT").watermarks, interval=0.5)
+    assert not feed("BTCUSDT").events
+    exchange.fault(kind="list", symbol="BTCUSDT")
+    eventually(lambda: feed("BTCUSDT").watermarks, interval=0.5)
+    one.signal(signal.SIGTERM)
+    assert one.wait() == 0
+    found = feed("BTCUSDT")
+    found.check_trades(exchange, found.ids[0], found.ids[-1])
+    found.check_watermarks()
