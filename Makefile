@@ -83,6 +83,18 @@ down: setup ## Stop the stack; its data stays
 audit: setup ## Compare exchange, topics, warehouse and notifications
 	@$(BIN)/marketflow audit
 
+# quixstreams pins other versions than ours, so this yardstick lives in an environment of its own.
+.venv-bench/.ready: bench/yardsticks/requirements.txt | setup
+	@echo "setting up .venv-bench for the bench's yardstick (once)"
+	@test -x .venv-bench/bin/python || $(BIN)/python -m venv .venv-bench
+	@$(BIN)/python -m uv pip install -q --python .venv-bench/bin/python -r $<
+	@touch $@
+
+.PHONY: bench
+bench: setup .venv-bench/.ready ## How fast it is, beside yardsticks: BENCH='aggregator latency ingestor memory' REPORT=file.json RUNS=3 REPLAY=file
+	@$(BIN)/python -m bench $(BENCH) $(if $(REPORT),--report '$(REPORT)') $(if $(RUNS),--runs '$(RUNS)') \
+		$(if $(REPLAY),--replay '$(REPLAY)') $(if $(TRADES),--trades '$(TRADES)')
+
 .PHONY: doctor
 doctor: setup ## Whether this machine has what is needed
 	@$(BIN)/marketflow doctor

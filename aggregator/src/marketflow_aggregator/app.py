@@ -5,6 +5,7 @@ Must never hold logic.
 
 from __future__ import annotations
 
+import gc
 import threading
 
 from marketflow_common.health import Health
@@ -19,4 +20,13 @@ __all__ = ["main"]
 
 def main(settings: AggregatorSettings, health: Health, stop: threading.Event) -> None:
     """Work until ``stop``."""
-    Transform(settings.kafka, "aggregator", OHLCV_RAW, OHLCV_AGG, CandleLane, health).run(stop)
+    # Nothing here makes cycles: looking for them after every 700 new objects costs 4 % of the time.
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+
+    def lane(partition: int, output_end: int) -> CandleLane:
+        return CandleLane(partition, output_end, settings.intervals)
+
+    # Behind by much, nearly every batch closes candles: larger ones need fewer transactions, two fifths of the time
+    # with 2,000. With nothing to catch up a batch is what there is.
+    Transform(settings.kafka, "aggregator", OHLCV_RAW, OHLCV_AGG, lane, health, batch=10_000).run(stop)

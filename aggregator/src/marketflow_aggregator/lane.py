@@ -24,12 +24,14 @@ class CandleLane:
     """A lane (see marketflow_common.kafka.transform.Lane) from trades to candles.
 
     Mark ``in_from``: the first trade of the oldest open window, which a restart reads again. Mark ``out_from``:
-    the oldest own candle still needed (each symbol's last ones, and those with missing trades).
+    the oldest own candle still needed (each symbol's last ones, those with missing trades, and the minutes of longer
+    windows that are open).
     """
 
-    def __init__(self, partition: int, output_end: int) -> None:
+    def __init__(self, partition: int, output_end: int, intervals: Sequence[str] = ()) -> None:
+        """``intervals``: longer ones to be made besides 1m."""
         self._partition = str(partition)
-        self._candles = Candles(floor=output_end)
+        self._candles = Candles(output_end, intervals)
         self._sent: list[Candle] = []
         self._counted: dict[str, int] = dict.fromkeys(self._candles.counts, 0)
 

@@ -28,6 +28,7 @@ COUNTERS: Final = {
     "duplicates": Counter("trades_duplicate_total", "Trades dropped because their id was seen (also after a restart)"),
     "late": Counter("trades_late_total", "Trades merged into a window after later ones were seen"),
     "stranded": Counter("trades_stranded_total", "Trades dropped: time stepped back beyond what can be revised"),
+    "ahead": Counter("trades_ahead_total", "Trades far ahead of their own receipt: they wait for their time"),
     "cut": Counter("windows_cut_total", "First windows of a symbol without proof of their first trade: no candle"),
     "flat": Counter("candles_flat_total", "Candles of windows without trades"),
     "revised": Counter("candles_revised_total", "Candles stated again because of late trades"),

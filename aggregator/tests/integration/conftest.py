@@ -28,12 +28,13 @@ T0 = 1_723_161_240_000_000
 class Aggregator:
     """One process."""
 
-    def __init__(self, topics: CreatedTopics, log: Path) -> None:
+    def __init__(self, topics: CreatedTopics, log: Path, intervals: str) -> None:
         self.port, self.log = free_port(), log
         environment = {
             "MARKETFLOW_KAFKA_BOOTSTRAP_SERVERS": topics.bootstrap,
             "MARKETFLOW_KAFKA_TOPIC_PREFIX": topics.prefix,
             "MARKETFLOW_AGGREGATOR_HTTP_PORT": str(self.port),
+            "MARKETFLOW_AGGREGATOR_INTERVALS": intervals,
         }
         with log.open("wb") as out:
             self.process = subprocess.Popen(
@@ -58,12 +59,12 @@ class Aggregator:
 
 
 @pytest.fixture
-def aggregator(topics: CreatedTopics, tmp_path: Path) -> Iterator[Callable[[], Aggregator]]:
+def aggregator(topics: CreatedTopics, tmp_path: Path) -> Iterator[Callable[..., Aggregator]]:
     """Starts one more process; it is ready when it is returned."""
     running: list[Aggregator] = []
 
-    def start() -> Aggregator:
-        one = Aggregator(topics, tmp_path / f"aggregator-{len(running)}.log")
+    def start(intervals: str = "1m") -> Aggregator:
+        one = Aggregator(topics, tmp_path / f"aggregator-{len(running)}.log", intervals)
         running.append(one)
         eventually(one.ready, timeout=60)
         return one

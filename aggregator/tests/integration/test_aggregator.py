@@ -19,22 +19,24 @@ Market = list[tuple[str, Event]]
 Read = Callable[[], dict[str, list[bytes]]]
 
 
-def folded(market: Market) -> dict[str, list[dict[str, Any]]]:
-    """The whole minutes of each symbol by plain sums, and nothing of the suite."""
+def folded(market: Market, minutes: int = 1) -> dict[str, list[dict[str, Any]]]:
+    """The whole windows of each symbol by plain sums, and nothing of the suite."""
+    length = minutes * MINUTE
     result: dict[str, list[dict[str, Any]]] = {}
     for symbol in {symbol for symbol, _ in market}:
         trades = [e for s, e in market if s == symbol and isinstance(e, Trade)]
         end = max(window_start(t.traded_at) for t in trades) + MINUTE
-        last, rows = trades[0], []
-        for start in range(window_start(trades[0].traded_at), end, MINUTE):
-            mine = [t for t in trades if window_start(t.traded_at) == start]
+        begin, rows = -(-(window_start(trades[0].traded_at) + MINUTE) // length) * length, []
+        last = [t for t in trades if t.traded_at < begin][-1]
+        for start in range(begin, end - length + 1, length):
+            mine = [t for t in trades if start <= t.traded_at < start + length]
             buys = [t for t in mine if not t.buyer_is_maker]
             prices = [t.price for t in mine] or [last.price]
             last_id = mine[-1].trade_id if mine else last.trade_id
             rows.append(
                 {
                     "open_time": start,
-                    "close_time": start + MINUTE - 1,
+                    "close_time": start + length - 1,
                     "open": eight(prices[0]),
                     "high": eight(max(prices)),
                     "low": eight(min(prices)),
@@ -49,7 +51,7 @@ def folded(market: Market) -> dict[str, list[dict[str, Any]]]:
                 }
             )
             last = mine[-1] if mine else last
-        result[symbol] = rows[1:]
+        result[symbol] = rows
     return result
 
 
@@ -101,6 +103,33 @@ def test_killed_in_mid_minute_again_and_again_it_states_the_same_bytes(
             one.process.kill()
             one.process.wait()
     same(candles, market)
+
+
+def test_longer_candles_survive_a_kill_in_the_middle_of_their_window(
+    aggregator: Any, publish: Any, market: Market, candles: Read
+) -> None:
+    def longer() -> dict[str, list[dict[str, Any]]]:
+        found = {symbol: [json.loads(c) for c in rows] for symbol, rows in candles().items()}
+        return {symbol: [row for row in rows if row["interval"] == "5m"] for symbol, rows in found.items()}
+
+    begin = -(-market[0][1].traded_at // (5 * MINUTE)) * 5 * MINUTE  # type: ignore[union-attr]
+    middle = next(i for i, (_, e) in enumerate(market) if isinstance(e, Trade) and e.traded_at > begin + 7.5 * MINUTE)
+    one = aggregator("5m, 1h")
+    publish(market[:middle])
+    eventually(lambda: one.metric("candles_closed_total") >= 6 * len(folded(market)))
+    one.process.kill()
+    one.process.wait()
+    aggregator("5m,1h")
+    publish(market[middle:])
+    wanted = {
+        symbol: [
+            {"type": "candle", "symbol": symbol, "interval": "5m"} | row | {"missing": [], "revision": 0}
+            for row in rows
+        ]
+        for symbol, rows in folded(market, 5).items()
+    }
+    eventually(lambda: sum(map(len, longer().values())) == sum(map(len, wanted.values())) > 0, timeout=60)
+    assert longer() == wanted
 
 
 def test_one_that_was_frozen_while_another_took_over_changes_nothing_when_it_wakes_up(

@@ -12,6 +12,7 @@ from marketflow_aggregator.candles import Candles, Made
 from marketflow_common import codec
 from marketflow_common.events import Bar, Candle, Event, Gap, Kline, Trade, Watermark
 from marketflow_common.intervals import MINUTE
+from msgspec import structs
 
 T0 = 1_723_161_240_000_000
 BEFORE = 10  # the trade before the first whole minute has this id
@@ -22,6 +23,11 @@ def trade(
 ) -> Trade:
     at = T0 + round(minutes * MINUTE)
     return Trade("sim", symbol, trade_id, Decimal(price), Decimal(qty), maker, at, at)
+
+
+def early(trade_id: int, minutes: float, received: float, price: str = "10") -> Trade:
+    """A trade that was received long before the time it names."""
+    return structs.replace(trade(trade_id, minutes, price), received_at=T0 + round(received * MINUTE))
 
 
 def mark(minute: int, last_id: int, kline: Kline | None = None, symbol: str = "S") -> Watermark:
@@ -156,6 +162,59 @@ def test_a_time_that_steps_back_further_than_can_be_revised_is_counted_and_told(
     feed(book, begin(), *minutes, trade(17, 1.6), trade(18, 7.5))
     assert book.counts["stranded"] == 1
     assert [n.facts["trade_id"] for n in book.notes if n.what == "stranded"] == [17]
+
+
+def test_a_trade_far_ahead_of_its_receipt_closes_nothing_and_waits_for_its_window() -> None:
+    book = Candles()
+    made = feed(book, begin(), trade(11, 1.2), early(12, 61.5, 1.3, "99"), trade(13, 1.5), trade(14, 2.0))
+    assert brief(made) == [(1, 2, 11, 13, (), 0)], "no hour of flat candles, and the symbol goes on"
+    assert [n.facts["trade_id"] for n in book.notes if n.what == "ahead"] == [12]
+    made = feed(book, mark(3, 14), mark(61, 14), trade(15, 61.9), trade(16, 62.0), offset=10)
+    assert brief(made[-1:]) == [(61, 2, 12, 15, (), 0)]
+    assert (str(made[-1].open), made[-1].close) == ("99.00000000", Decimal(10))
+    assert (book.counts["ahead"], book.counts["duplicates"], book.counts["stranded"]) == (1, 0, 0)
+
+
+def test_a_minute_that_holds_nothing_but_a_trade_that_waited_for_it_gets_its_candle_when_time_comes() -> None:
+    made = feed(Candles(), begin(), trade(11, 1.2), early(12, 3.5, 1.3, "99"), trade(13, 1.5), mark(5, 13))
+    assert brief(made) == [(1, 2, 11, 13, (), 0), (2, 0, 14, 13, (), 0), (3, 1, 12, 12, (), 0), (4, 0, 14, 13, (), 0)]
+    assert [format(c.close, "f") for c in made[1:]] == ["10.00000000", "99.00000000", "99.00000000"]
+
+
+def test_a_repeated_trade_that_is_ahead_of_its_time_counts_once() -> None:
+    book, one = Candles(), early(12, 3.5, 1.3)
+    made = feed(book, begin(), trade(11, 1.2), one, one, trade(13, 3.2), one, trade(14, 4.0))
+    assert brief(made)[-1] == (3, 2, 12, 13, (), 0)
+    assert book.counts["duplicates"] == 2
+
+
+def test_a_hole_before_a_trade_that_is_ahead_of_its_time_is_named_without_it() -> None:
+    made = feed(Candles(), begin(), trade(11, 1.2), early(14, 9.5, 1.3), trade(15, 1.5), trade(16, 2.0))
+    assert brief(made) == [(1, 2, 11, 15, ((12, 13),), 0)]
+
+
+def test_a_first_trade_that_is_ahead_of_its_time_does_not_begin_a_symbol() -> None:
+    book = Candles()
+    assert feed(book, early(9, 60.5, 0.9)) == []
+    assert book.pins(1) == (0, None)
+    assert brief(feed(book, begin(), trade(11, 1.2), trade(12, 2.0), offset=1)) == [(1, 1, 11, 11, (), 0)]
+
+
+def test_a_trade_more_than_a_day_ahead_is_left_out_and_told() -> None:
+    book = Candles()
+    made = feed(book, begin(), trade(11, 1.2), early(12, 1500, 1.3), trade(13, 2.0))
+    assert brief(made) == [(1, 1, 11, 11, (), 0)]
+    assert book.counts["stranded"] == 1
+    feed(book, trade(14, 3.0), trade(15, 4.0), offset=4)
+    assert book.pins(6)[0] == 5, "nothing waits for it"
+
+
+def test_a_clock_that_is_behind_delays_candles_to_the_watermark_and_loses_none() -> None:
+    book = Candles()
+    assert feed(book, early(10, 0.9, 0.1), early(11, 1.2, 0.4), early(12, 1.9, 1.1)) == []
+    made = feed(book, mark(2, 12), early(13, 2.5, 1.7), early(14, 3.1, 2.3), mark(3, 13), mark(4, 14), offset=5)
+    assert brief(made) == [(1, 2, 11, 12, (), 0), (2, 1, 13, 13, (), 0), (3, 1, 14, 14, (), 0)]
+    assert book.counts["ahead"] == 4, "13 opens a window that its watermark has proven already"
 
 
 def test_a_symbol_that_was_silent_for_more_than_a_day_starts_anew() -> None:

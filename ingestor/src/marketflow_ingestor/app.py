@@ -6,9 +6,8 @@ Must never decide what is published.
 from __future__ import annotations
 
 import asyncio
-import difflib
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,14 +18,18 @@ from marketflow_common.kafka.source import Ownership
 from marketflow_common.metrics import OWNED_PARTITIONS
 
 from . import metrics
-from .binance import Rest, RestError
+from .budget import Connects
 from .lane import BROKER_AWAY, Lane
+from .rest import Rest, RestError
 from .settings import Settings
+from .symbols import Chosen, choose
 
 __all__ = ["UnknownSymbols", "run"]
 
 _log = logs.get("ingestor")
 _REST_PAUSE_SECONDS = 2.0
+_NAMED = 20
+"""Symbols in a text or log at most."""
 
 
 class UnknownSymbols(ValueError):
@@ -49,10 +52,11 @@ class Feed:
     def __init__(self, settings: Settings, health: Health, stop: threading.Event, partitions: int) -> None:
         self.failure: BaseException | None = None
         self._settings, self._health, self._stop = settings, health, stop
-        self._symbols: dict[int, list[str]] = {}
-        for symbol in settings.symbols:
-            self._symbols.setdefault(topics.partition_of(symbol, partitions), []).append(symbol)
+        self._partitions = partitions
+        self._symbols: dict[int, list[str]] = {}  # trading, by partition
+        self._halted: dict[int, list[str]] = {}
         self._owned: list[int] | None = None
+        self._connects = Connects()
         self._lanes: dict[int, Lane] = {}
         self._tasks: dict[int, tuple[asyncio.Task[None], asyncio.Event]] = {}
         self._loop = asyncio.new_event_loop()
@@ -61,6 +65,9 @@ class Feed:
     def __enter__(self) -> Feed:
         self._thread.start()
         self._rest = self._call(self._make_rest())
+        self._keepers = [
+            asyncio.run_coroutine_threadsafe(keep(), self._loop) for keep in (self._keep_time, self._keep_symbols)
+        ]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -89,16 +96,27 @@ class Feed:
     # --- on the loop ---------------------------------------------------------------------------------
 
     async def _make_rest(self) -> Rest:
-        return Rest(self._settings.rest_url, self._settings.api_key.get_secret_value())
+        settings = self._settings
+        return Rest(settings.rest_url, settings.api_key.get_secret_value(), settings.rest_weight_share)
+
+    async def _keep_time(self) -> None:
+        while True:
+            try:
+                await self._rest.measure_clock()
+            except RestError as error:
+                _log.warning("clock_unknown", detail=str(error))
+            await asyncio.sleep(self._settings.clock_every_s)
 
     async def _close(self) -> None:
+        for keeper in self._keepers:
+            keeper.cancel()
         await self._revoke(list(self._tasks))
         await self._rest.close()
 
     async def _check_symbols(self) -> None:
         while not self._stop.is_set():
             try:
-                known = await self._rest.symbols()
+                listed = await self._rest.symbols()
                 break
             except RestError as error:
                 self._health.beat()
@@ -109,21 +127,47 @@ class Feed:
                 await asyncio.sleep(_REST_PAUSE_SECONDS)
         else:
             return
-        problems = []
-        for symbol in self._settings.symbols:
-            if symbol not in known:
-                near = difflib.get_close_matches(symbol, known, n=1)
-                problems.append(f"{symbol}" + (f" (did you mean {near[0]}?)" if near else ""))
-            elif known[symbol] != "TRADING":
-                _log.warning("symbol_not_trading", symbol=symbol, status=known[symbol])
-        if problems:
+        chosen = choose(self._settings.symbols, listed)
+        if chosen.wrong:
             raise UnknownSymbols(
-                f"MARKETFLOW_INGESTOR_SYMBOLS names what {self._settings.rest_url} does not have: {', '.join(problems)}"
+                f"MARKETFLOW_INGESTOR_SYMBOLS names what {self._settings.rest_url} does not have: "
+                f"{', '.join(chosen.wrong)}"
             )
+        for symbol in chosen.halted[:_NAMED]:
+            _log.warning("symbol_not_trading", symbol=symbol, status=listed[symbol])
+        self._follow(chosen)
+
+    def _follow(self, chosen: Chosen) -> None:
+        def shared_out(symbols: Sequence[str]) -> dict[int, list[str]]:
+            shares: dict[int, list[str]] = {}
+            for symbol in symbols:
+                shares.setdefault(topics.partition_of(symbol, self._partitions), []).append(symbol)
+            return shares
+
+        self._symbols, self._halted = shared_out(chosen.trading), shared_out(chosen.halted)
+
+    async def _keep_symbols(self) -> None:
+        """Add what is newly listed, end what trades no more."""
+        while True:
+            await asyncio.sleep(self._settings.symbols_every_s)
+            try:
+                listed = await self._rest.symbols()
+            except RestError as error:
+                _log.warning("symbols_unknown", detail=str(error))
+                continue
+            if not listed:
+                _log.error("symbols_unknown", detail="exchangeInfo lists no symbol at all", effect="nothing is changed")
+                continue
+            self._follow(choose(self._settings.symbols, listed))
+            for partition, lane in self._lanes.items():
+                lane.follow(self._symbols.get(partition, []), self._halted.get(partition, []))
+            await self._assign([])
+            self._report()
 
     async def _assign(self, partitions: list[int]) -> None:
-        self._owned = sorted({*(self._owned or ()), *partitions})
-        for partition in partitions:
+        if partitions or self._owned is not None:
+            self._owned = sorted({*(self._owned or ()), *partitions})
+        for partition in self._owned or ():
             if partition in self._symbols and partition not in self._tasks:
                 leave = asyncio.Event()
                 self._tasks[partition] = asyncio.create_task(self._keep(partition, leave)), leave
@@ -144,7 +188,8 @@ class Feed:
     async def _keep(self, partition: int, leave: asyncio.Event) -> None:
         """Run the partition's lane, and make it anew when the broker was away."""
         while not leave.is_set():
-            lane = Lane(self._settings, partition, self._symbols[partition], self._rest, self._report)
+            lane = Lane(self._settings, partition, self._rest, self._connects, self._report)
+            lane.follow(self._symbols.get(partition, []), self._halted.get(partition, []))
             self._lanes[partition] = lane
             try:
                 await lane.run(leave)
@@ -180,4 +225,4 @@ class Feed:
         if self._owned is None:
             self._health.ready(False, "no partition is assigned yet")
         else:
-            self._health.ready(not missing, f"not subscribed yet: {', '.join(missing)}" if missing else "")
+            self._health.ready(not missing, f"not subscribed yet: {', '.join(missing[:_NAMED])}" if missing else "")

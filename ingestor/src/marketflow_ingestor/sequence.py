@@ -1,23 +1,27 @@
 """One symbol's trades in the order of their ids, and its minutes once every trade of them is out.
 
 Pure: no I/O, no clock. Events go in by methods, records to publish are appended to ``out``, and ``need()`` says
-what only the exchange's REST side can tell. Must never put out a trade twice, out of order, or beyond a hole
-that was not filled or declared.
+what only the exchange's REST side can tell. Must never put out a trade twice, beyond a hole that was not filled
+or declared, or out of order but for the late trades of a declared gap.
 """
 
 from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from marketflow_common.events import Event, Gap, IdRange, Kline, Trade, Watermark
 from marketflow_common.intervals import MINUTE, window_start
 from msgspec.structs import replace
 
-__all__ = ["Before", "Hole", "Minutes", "Need", "SymbolSequence", "Tail", "unpublished"]
+from .ranges import add, overlaps, subtract
+from .tail import Tail
 
-_KEPT_MINUTES = 10_080
+__all__ = ["Before", "Hole", "Minutes", "Need", "SymbolSequence"]
+
+_LOST: Final = "the exchange does not have these trades"
+_KEPT_MINUTES: Final = 10_080
 """Minutes whose first id is remembered while no watermark comes to forget them: a week."""
 
 
@@ -56,50 +60,15 @@ class _Minute(NamedTuple):
     last_id: int | None
 
 
-class Tail:
-    """What the end of the topic says of one symbol. Fed with its records, from the last one backwards."""
-
-    def __init__(self) -> None:
-        self.last_id = -1
-        """Last id that was published or declared missing; -1: none."""
-        self.through = 0
-        """``through`` of the last watermark; 0: none."""
-        self.firsts: dict[int, int] = {}
-        """First id of each minute that was seen."""
-        self.gaps: list[IdRange] = []
-        self._lowest: int | None = None
-        self._proven: int | None = None
-
-    @property
-    def known(self) -> bool:
-        """Nothing further back can change it: the last watermark and all ids after its own were seen."""
-        if self._proven is None or self._lowest is None:
-            return False
-        return self._lowest - 1 <= self._proven <= self.last_id
-
-    def take(self, event: Event) -> None:
-        """The record before the ones taken so far."""
-        if isinstance(event, Watermark):
-            if self._proven is None:
-                self._proven, self.through = event.last_trade_id, event.through
-        elif isinstance(event, Trade | Gap):
-            first, last = _ids(event)
-            self.last_id = max(self.last_id, last)
-            self._lowest = first if self._lowest is None else min(self._lowest, first)
-            if isinstance(event, Gap):
-                self.gaps.append((first, last))
-            else:
-                minute = window_start(event.traded_at)
-                self.firsts[minute] = min(self.firsts.get(minute, first), first)
-
-
 class SymbolSequence:
     """The state machine of one symbol. ``unsettled`` is True while ``need()`` has something to ask."""
 
     def __init__(self, source: str, symbol: str, out: list[Event], tail: Tail | None = None) -> None:
         self.source, self.symbol = source, symbol
         self.unsettled = False
-        self.duplicates = self.filled_count = 0
+        self.duplicates = self.filled_count = self.late_count = 0
+        self.open: list[IdRange] = []
+        """Ids of gaps that are out and not final: to be asked for in the background."""
         self._out = out
         self._held: dict[int, Trade] = {}
         self._minutes: list[_Minute] = []
@@ -107,6 +76,7 @@ class SymbolSequence:
         self._through = 0  # the minutes before it are proven, or will never be
         self._asked = 0  # the minutes before it were asked for by REST
         self._minute_end = 0
+        self._told = -1  # an id that exists, though the stream did not bring it
         self._firsts: dict[int, int] = {}
         self._gaps: list[IdRange] = []
         self._unproven = False  # since the last (re)connection nothing says that no trade is missing at the end
@@ -115,7 +85,7 @@ class SymbolSequence:
             self._next = tail.last_id + 1
             self._through = tail.through or min(tail.firsts, default=0)
             self._firsts = {at: tail.firsts[at] for at in sorted(tail.firsts) if at >= self._through}
-            self._gaps = list(tail.gaps)
+            self._gaps, self.open = list(tail.gaps), list(tail.open)
             self._minute_end = max(self._firsts, default=self._through - MINUTE) + MINUTE
 
     @property
@@ -128,12 +98,39 @@ class SymbolSequence:
         """Trades that wait for a hole to be filled."""
         return len(self._held)
 
+    @property
+    def newest_id(self) -> int:
+        """The highest id that the stream has brought; -1: none."""
+        return max(self._held, default=self.last_id)
+
+    @property
+    def minute_open(self) -> int:
+        """Open time of the minute of the last trade."""
+        return self._minute_end - MINUTE
+
+    @property
+    def unproven_minutes(self) -> Minutes | None:
+        """The minutes up to that of the last trade for which there is no watermark; None: there is one for all."""
+        return Minutes(self._through, self._minute_end) if 0 < self._through < self._minute_end else None
+
     # --- what the stream says ------------------------------------------------------------------------
 
     def connected(self) -> None:
         """The stream begins (again) here: trades may be missing between the last one and the next."""
         if self._next >= 0 or self._held:
             self._unproven = self._resumed = self.unsettled = True
+
+    def covered(self) -> None:
+        """After all nothing is missing before ``connected``: another connection has brought it."""
+        if self._unproven and self._next >= 0:
+            self._proven_up_to(self.newest_id)
+            self._advance()
+
+    def told(self, trade_id: int) -> None:
+        """A trade of this id exists, but what the stream said of it cannot be used."""
+        if self._next >= 0 and trade_id >= self._next:
+            self._told = max(self._told, trade_id)
+            self.unsettled = True
 
     def trade(self, trade: Trade) -> None:
         """The next trade of the stream."""
@@ -160,7 +157,7 @@ class SymbolSequence:
         last_id: int | None = kline.last_trade_id
         if kline.trade_count == 0:
             # Names no id; but the stream has sent everything before it.
-            last_id = None if self._unproven else max(self._held, default=self._next - 1)
+            last_id = None if self._unproven else self.newest_id
         insort(self._minutes, _Minute(kline, last_id), key=lambda m: m.kline.open_time)
         self._advance()
 
@@ -175,6 +172,8 @@ class SymbolSequence:
             return Before(first.trade_id, window_start(first.traded_at))
         if self._held:
             return Hole(self._next, min(self._held) - 1, True)
+        if self._told >= self._next:
+            return Hole(self._next, self._told, True)
         head = self._minutes[0] if self._minutes else None
         if head is not None and head.last_id is not None and head.last_id >= self._next:
             return Hole(self._next, head.last_id, False)
@@ -222,7 +221,7 @@ class SymbolSequence:
             while self._next < trade.trade_id:
                 if not self._publish_held():
                     end = min([trade.trade_id, *(i for i in self._held if i < trade.trade_id)])
-                    self._gap(end - 1, "the exchange does not have these trades", final=True)
+                    self._gap(end - 1, _LOST, final=True)
             if self._held.pop(trade.trade_id, None) is None:
                 self.filled_count += 1
             self._publish(trade)
@@ -241,7 +240,7 @@ class SymbolSequence:
             if not self._through <= kline.open_time < need.end:
                 continue
             first, end = self._first_from(kline.open_time), self._first_from(kline.open_time + MINUTE)
-            beside_gap = any(gap_first <= end and gap_last >= first - 1 for gap_first, gap_last in self._gaps)
+            beside_gap = overlaps(self._gaps, first - 1, end)
             if kline.trade_count == end - first and not beside_gap:
                 ids = (first, end - 1) if kline.trade_count else (-1, -1)
                 self._watermark(replace(kline, first_trade_id=ids[0], last_trade_id=ids[1]), end - 1)
@@ -262,6 +261,46 @@ class SymbolSequence:
             gap = self._gap(need.last, reason, final=False)
             self._advance()
         return gap
+
+    # --- what comes late -----------------------------------------------------------------------------
+
+    def late(self, gap: IdRange, trades: Iterable[Trade]) -> bool:
+        """The exchange's trades from the gap's first id on, by id, for one of ``open``.
+
+        Those of the gap go out as late trades; ids that the answer skips, or lies beyond, are lost: a final gap.
+        Returns whether the answer told anything.
+        """
+        at, end = gap
+        for trade in trades:
+            if trade.trade_id < at or at > end:
+                continue
+            self.lost((at, min(end, trade.trade_id - 1)), _LOST)
+            at = trade.trade_id + 1
+            if trade.trade_id <= end:
+                self._out.append(trade)
+                self.late_count += 1
+                subtract(self.open, trade.trade_id, trade.trade_id)
+                subtract(self._gaps, trade.trade_id, trade.trade_id)
+                minute = window_start(trade.traded_at)
+                if minute >= self._through and self._firsts.get(minute, at) >= at:
+                    self._firsts = dict(sorted({**self._firsts, minute: trade.trade_id}.items()))
+        return at > gap[0]
+
+    def lost(self, gap: IdRange, reason: str) -> None:
+        """Nobody will ask for these of ``open`` again; an empty range is ignored."""
+        if gap[1] >= gap[0]:
+            self._out.append(Gap(self.source, self.symbol, *gap, reason, True))
+            subtract(self.open, *gap)
+
+    def end(self, reason: str) -> None:
+        """The symbol does not trade any more: what is still open is lost, and a closing gap says that this is all.
+
+        The closing gap is final and empty: it begins behind the last id and ends with it. Trades may follow later.
+        """
+        for gap in list(self.open):
+            self.lost(gap, reason)
+        if self._next >= 0:
+            self._out.append(Gap(self.source, self.symbol, self._next, self._next - 1, reason, True))
 
     # --- going forward -------------------------------------------------------------------------------
 
@@ -286,7 +325,9 @@ class SymbolSequence:
     def _gap(self, last: int, reason: str, final: bool) -> Gap:
         gap = Gap(self.source, self.symbol, self._next, last, reason, final)
         self._out.append(gap)
-        self._gaps.append((self._next, last))
+        add(self._gaps, self._next, last)
+        if not final:
+            add(self.open, self._next, last)
         self._next = last + 1
         return gap
 
@@ -324,33 +365,3 @@ class SymbolSequence:
     def _first_from(self, at: int) -> int:
         """First published id of the minutes from ``at`` on; the next id if none was published there."""
         return next((first for minute, first in self._firsts.items() if minute >= at), self._next)
-
-
-def unpublished(
-    events: Iterable[Event], sequences: Iterable[SymbolSequence], tails: dict[str, Tail]
-) -> list[Event] | None:
-    """Those of ``events`` that the topic (as ``tails`` show it) does not hold yet, in order.
-
-    None: the topic and these do not add up to what the sequences have put out, so somebody else has written to
-    it, or it has lost records.
-    """
-    rest: list[Event] = []
-    last = {symbol: tail.last_id for symbol, tail in tails.items()}
-    for event in events:
-        if isinstance(event, Watermark):
-            if event.through > tails[event.symbol].through:
-                rest.append(event)
-        elif isinstance(event, Trade | Gap):
-            first, end = _ids(event)
-            if end > last[event.symbol]:
-                if first != last[event.symbol] + 1 and last[event.symbol] >= 0:
-                    return None
-                last[event.symbol] = end
-                rest.append(event)
-    return rest if all(last[s.symbol] == s.last_id for s in sequences) else None
-
-
-def _ids(event: Trade | Gap) -> tuple[int, int]:
-    if isinstance(event, Trade):
-        return event.trade_id, event.trade_id
-    return event.first_trade_id, event.last_trade_id

@@ -85,6 +85,13 @@ class Simulator(Process):
     def fault(self, **fault: Any) -> None:
         ask(self.url + "/sim/faults", fault, "POST")
 
+    def heal(self) -> None:
+        ask(self.url + "/sim/faults", method="DELETE")
+
+    def status(self, symbol: str) -> str:
+        listed = ask(f"{self.url}/api/v3/exchangeInfo")["symbols"]
+        return next(str(row["status"]) for row in listed if row["symbol"] == symbol)
+
     def published(self, symbol: str = "ETHUSDT") -> int:
         return int(self.market()["symbols"][symbol]["published"])
 

@@ -77,22 +77,38 @@ def test_skipped_repeated_and_reordered_ids_and_a_lost_connection_leave_no_trace
     assert one.metric("ingestor_reconnects_total") == 1
 
 
-def test_what_rest_does_not_give_in_time_becomes_a_gap_and_the_feed_goes_on(
+def test_what_rest_does_not_give_in_time_becomes_a_gap_and_comes_late_even_after_a_kill(
     simulator: Make, ingestor: Make, capture: Make, feed: Make
 ) -> None:
-    exchange = simulator(replay=capture(1_200), speed=60)
+    exchange = simulator(replay=capture(1_200, lost=frozenset({303})), speed=60)
     one = ingestor(exchange, fill_deadline_s=0.5)
     one.wait_ready()
-    exchange.fault(kind="skip", from_id=1_300, count=7)
+    exchange.fault(kind="skip", from_id=1_300, count=6)
     exchange.start()
     eventually(lambda: exchange.published() > 100, interval=0.01)
-    exchange.fault(kind="rest_error", path="historicalTrades", count=10_000)
+    exchange.fault(kind="rest_error", count=10_000)
     eventually(lambda: feed().ids[-1:] == [2_199], interval=0.5)
     found = feed()
     assert found.ids == [*range(1_000, 1_300), *range(1_307, 2_200)]
     assert [(g.first_trade_id, g.last_trade_id, g.final) for g in found.gaps] == [(1_300, 1_306, False)]
     assert "503" in found.gaps[0].reason
     assert one.metric("ingestor_gaps_total") == 1
+    one.signal(signal.SIGKILL)
+    one.wait()
+    exchange.heal()
+    two = ingestor(exchange)
+    eventually(lambda: two.answers("/healthz") and two.metric("ingestor_late_total") == 6)
+    eventually(lambda: two.metric("ingestor_open_gaps") == 0)
+    two.signal(signal.SIGTERM)
+    assert two.wait() == 0
+    found = feed()
+    assert found.ids[-6:] == [1_300, 1_301, 1_302, 1_304, 1_305, 1_306]
+    assert [(g.first_trade_id, g.last_trade_id) for g in found.gaps if g.final] == [(1_303, 1_303)]
+    three = ingestor(exchange)
+    three.wait_ready()
+    three.signal(signal.SIGTERM)
+    assert three.wait() == 0
+    assert feed().events == found.events
 
 
 def test_a_kill_in_mid_stream_leaves_no_hole_and_no_repeat(
@@ -132,10 +148,10 @@ def test_two_replicas_share_the_partitions_and_one_takes_over_when_the_other_is_
         whole(exchange, symbol)
 
 
-def test_a_frozen_replica_that_wakes_up_is_fenced_and_writes_nothing(
+def test_a_replica_that_was_frozen_for_half_a_minute_is_fenced_and_writes_nothing(
     simulator: Make, ingestor: Make, capture: Make, whole: Make, feed: Make
 ) -> None:
-    exchange = simulator(replay=capture(6_000), speed=15)
+    exchange = simulator(replay=capture(6_000), speed=6)
     frozen = ingestor(exchange, KAFKA_TRANSACTION_TIMEOUT_MS=4_000)
     frozen.wait_ready()
     other = ingestor(exchange, KAFKA_TRANSACTION_TIMEOUT_MS=4_000)
@@ -146,12 +162,15 @@ def test_a_frozen_replica_that_wakes_up_is_fenced_and_writes_nothing(
     exchange.start()
     eventually(lambda: len(feed().ids) > 100, interval=0.1)
     frozen.signal(signal.SIGSTOP)
+    asleep = time.monotonic()
     eventually(lambda: 2 in other.owned(), timeout=30)
     last = feed().ids[-1]
     eventually(lambda: feed().ids[-1] > last + 200, interval=0.2)
+    eventually(lambda: time.monotonic() > asleep + 30, timeout=40)
     frozen.signal(signal.SIGCONT)
     found = whole(exchange)
     assert found.ids == list(range(1_000, 7_000))
+    assert not found.gaps
     if frozen.process.poll() is not None:
         assert frozen.wait() == service.EXIT_FENCED
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from marketflow_common.events import Event, Gap, Trade, Watermark
 from marketflow_common.intervals import MINUTE
-from marketflow_ingestor.sequence import Before, Hole, Minutes, SymbolSequence, Tail, unpublished
+from marketflow_ingestor.sequence import Before, Hole, Minutes, SymbolSequence
+from marketflow_ingestor.tail import Pins, Tail, unpublished
 
 T0 = 1_700_000_040 * 1_000_000 // MINUTE * MINUTE
 SECOND = 1_000_000
@@ -261,9 +262,9 @@ def test_a_batch_of_unknown_outcome_goes_out_from_where_the_topic_ends(
         sequence.trade(trade)
     sequence.minute(exchange.kline(T0))
     confirmed, pending = out[:5], out[5:]
-    assert unpublished(pending, [sequence], tail_of(confirmed)) == pending
-    assert unpublished(pending, [sequence], tail_of(out)) == []
-    assert unpublished(pending, [sequence], tail_of(out[:9])) == out[9:]
+    assert unpublished(pending, {sequence.symbol: sequence.last_id}, tail_of(confirmed)) == pending
+    assert unpublished(pending, {sequence.symbol: sequence.last_id}, tail_of(out)) == []
+    assert unpublished(pending, {sequence.symbol: sequence.last_id}, tail_of(out[:9])) == out[9:]
 
 
 def test_a_topic_that_others_wrote_to_or_that_lost_records_is_noticed(
@@ -272,5 +273,88 @@ def test_a_topic_that_others_wrote_to_or_that_lost_records_is_noticed(
     ahead, behind = Tail(), Tail()
     ahead.take(exchange.trades[9])
     behind.take(exchange.trades[1])
-    assert unpublished(out[3:], [sequence], {"ETHUSDT": ahead}) is None
-    assert unpublished(out[3:], [sequence], {"ETHUSDT": behind}) is None
+    assert unpublished(out[3:], {sequence.symbol: sequence.last_id}, {"ETHUSDT": ahead}) is None
+    assert unpublished(out[3:], {sequence.symbol: sequence.last_id}, {"ETHUSDT": behind}) is None
+
+
+def test_a_declared_gap_is_filled_late_in_order_of_id_and_lost_ids_become_final(
+    world: Callable[..., Any], sequence: SymbolSequence, exchange: Any, out: list[Event]
+) -> None:
+    sequence.trade(exchange.trades[12])
+    sequence.give_up("HTTP 503")
+    assert sequence.open == [(105, 111)]
+    assert not sequence.late((105, 111), [])
+    begin = len(out)
+    assert sequence.late((105, 111), exchange.page(105, 2))
+    assert sequence.open == [(107, 111)]
+    holey = world([t.traded_at for t in exchange.trades], lost=frozenset({108, 110, 111}))
+    assert sequence.late((107, 111), holey.page(107, 6))
+    assert ids(out[begin:]) == [105, 106, 107, 109]
+    assert [(e.first_trade_id, e.last_trade_id, e.final) for e in out[begin:] if isinstance(e, Gap)] == [
+        (108, 108, True),
+        (110, 111, True),
+    ]
+    assert sequence.open == []
+    assert sequence.late_count == 4
+    sequence.trade(exchange.trades[13])
+    assert out[-1] == exchange.trades[13]
+
+
+def test_a_restart_finds_the_open_gaps_from_the_mark_on(
+    sequence: SymbolSequence, exchange: Any, out: list[Event]
+) -> None:
+    sequence.trade(exchange.trades[8])
+    sequence.give_up("HTTP 503")
+    sequence.late((105, 107), exchange.page(105, 1))
+    for trade in exchange.trades[9:20]:
+        sequence.trade(trade)
+    sequence.minute(exchange.kline(T0))
+    pins = Pins({})
+    pins.take(out, 1_000)
+    assert pins.mark == 1_000
+    tail = Tail()
+    for offset in reversed(range(len(out))):
+        tail.take(out[offset], 1_000 + offset)
+    assert tail.open == [(106, 107)]
+    assert tail.pin == 1_005
+    pins = Pins({"ETHUSDT": tail})
+    late: list[Event] = []
+    SymbolSequence("binance", "ETHUSDT", late, tail).late((106, 107), exchange.page(106, 3))
+    assert ids(late) == [106, 107]
+    pins.take(late, 2_000)
+    assert pins.mark == 1_005, "late trades may be the last records of the symbol"
+    pins.take([exchange.trades[20]], 2_002)
+    assert pins.mark is None
+
+
+def test_late_trades_of_unknown_outcome_go_out_once(sequence: SymbolSequence, exchange: Any, out: list[Event]) -> None:
+    sequence.trade(exchange.trades[8])
+    sequence.give_up("HTTP 503")
+    confirmed = len(out)
+    sequence.late((105, 107), exchange.page(105, 3))
+    for held in (confirmed, len(out)):
+        tail = Tail()
+        for offset in reversed(range(held)):
+            tail.take(out[offset], offset)
+        assert unpublished(out[confirmed:], {"ETHUSDT": sequence.last_id}, {"ETHUSDT": tail}) == out[held:]
+
+
+def test_a_trade_that_the_stream_told_wrongly_is_asked_for_at_once(
+    sequence: SymbolSequence, exchange: Any, out: list[Event]
+) -> None:
+    sequence.told(105)
+    assert sequence.unsettled
+    assert sequence.need() == Hole(105, 105, urgent=True)
+    sequence.trade(exchange.trades[6])
+    sequence.filled(exchange.page(105, 2), at_end=False)
+    assert ids(out) == list(range(100, 107))
+    assert sequence.need() is None
+    sequence.told(103)
+    assert not sequence.unsettled
+
+
+def test_what_another_connection_has_covered_needs_no_proof(sequence: SymbolSequence, exchange: Any) -> None:
+    sequence.connected()
+    sequence.covered()
+    assert sequence.need() is None
+    assert not sequence.unsettled

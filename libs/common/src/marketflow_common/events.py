@@ -103,7 +103,8 @@ class Watermark(Event, frozen=True, tag="watermark", gc=False):
 class Gap(Event, frozen=True, tag="gap", gc=False):
     """Trades ``first_trade_id`` to ``last_trade_id`` (inclusive) could not be had from the exchange in time.
 
-    ``final`` says that nobody will try again.
+    ``final`` says that nobody will try again. A final gap that is empty (``first_trade_id == last_trade_id + 1``,
+    where ``last_trade_id`` is the symbol's last) closes the symbol: it trades no more, until a later trade follows.
     """
 
     source: str

@@ -127,6 +127,42 @@ def test_a_publisher_that_opens_fences_the_one_before_it(kafka: KafkaSettings, t
     assert len(read_all(topics.bootstrap, topics["ohlcv_raw"])) == 8
 
 
+def test_a_mark_is_committed_with_its_records_or_not_at_all(kafka: KafkaSettings, topics: CreatedTopics) -> None:
+    old, new = Publisher(kafka, "p", "ohlcv_raw", 0), Publisher(kafka, "p", "ohlcv_raw", 0)
+    try:
+        assert old.open() is None
+        old.publish(_trades(1, 5))
+        offset = old.end - 1
+        old.publish(_trades(6, 6), (offset, True))
+        assert new.open() == offset
+        with pytest.raises(Fenced):
+            old.publish(_trades(7, 7), (old.end, False))
+        assert new.open() == offset
+        new.publish(_trades(7, 7), (new.end, False))
+        assert new.open() is None
+    finally:
+        old.close()
+        new.close()
+    assert len(read_all(topics.bootstrap, topics["ohlcv_raw"])) == 7
+
+
+def test_a_mark_is_committed_while_members_of_the_group_only_own(kafka: KafkaSettings) -> None:
+    publisher, owned, stop = Publisher(kafka, "p", "ohlcv_raw", 0), set[int](), threading.Event()
+    with Health("one") as health:
+        owner = Ownership(kafka, "p", "ohlcv_raw", health, owned.update, owned.difference_update)
+        thread = threading.Thread(target=owner.run, args=(stop,))
+        thread.start()
+        try:
+            eventually(lambda: owned == {0, 1, 2})
+            publisher.open()
+            publisher.publish(_trades(1, 1), (0, True))
+            assert publisher.open() == 0
+        finally:
+            stop.set()
+            thread.join(30)
+            publisher.close()
+
+
 def test_the_tail_is_read_backwards_in_growing_chunks(kafka: KafkaSettings) -> None:
     publisher = Publisher(kafka, "p", "ohlcv_raw", 2)
     publisher.open()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from marketflow_common import codec, topics
-from marketflow_common.events import Trade
+from marketflow_common.events import Event, Kline, Trade, Watermark
 from marketflow_common.intervals import close_time, window_start
 from marketflow_common.numbers import EXACT, NotANumber, check, divide, fixed, number
 
@@ -73,6 +73,40 @@ def test_numbers_go_over_the_wire_in_fixed_point_and_come_back_equal(price: Deci
     assert codec.decode(topics.OHLCV_RAW, data).price == price
 
 
+def test_a_batch_is_read_as_its_records_are_one_by_one() -> None:
+    zero = Decimal(0)
+    kline = Kline(1, 2, zero, zero, zero, zero, zero, zero, 0, zero, zero, -1, -1)
+    records: list[Event] = [
+        _trade(Decimal("2683.80000000")),
+        Watermark("binance", "ETHUSDT", 3, 7, kline),
+        _trade(Decimal("2683.8")),
+        _trade(Decimal("9" * 20 + ".00000001")),
+        _trade(Decimal("1E-18")),
+    ]
+    values = [codec.encode(record) for record in records]
+    for part in (values, values[:1], values[1:2], []):
+        assert codec.decode_all(topics.OHLCV_RAW, part) == [codec.decode(topics.OHLCV_RAW, v) for v in part]
+
+
+@pytest.mark.parametrize("field", ["price", "qty", "close"])
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "1E+30", "1E-19", "1" * 21 + ".00000000", "1." + "1" * 19])
+def test_a_batch_with_one_illegal_number_is_left_to_be_read_one_by_one(field: str, text: str) -> None:
+    kline = Kline(1, 2, *[Decimal("1.11111111")] * 6, 0, Decimal(0), Decimal(0), -1, -1)  # type: ignore[call-arg,arg-type]
+    good = [_trade(Decimal("1.11111111")), Watermark("binance", "ETHUSDT", 3, 7, kline)]
+    values = [codec.encode(record) for record in good]
+    fields = {
+        "price": (0, b'"price":"1.11111111"'),
+        "qty": (0, b'"qty":"0.00000001"'),
+        "close": (1, b'"close":"1.11111111"'),
+    }
+    at, old = fields[field]
+    assert old in values[at]
+    bad = values[at].replace(old, b'"%b":"%b"' % (field.encode(), text.encode()))
+    assert codec.decode_all(topics.OHLCV_RAW, [*values, bad]) is None
+    with pytest.raises(codec.Unreadable):
+        codec.decode(topics.OHLCV_RAW, bad)
+
+
 @pytest.mark.parametrize("price", ["NaN", "1E+30", "1E-19", "Infinity"])
 def test_a_record_with_an_illegal_number_is_unreadable(price: str) -> None:
     data = codec.encode(_trade(Decimal(1))).replace(b'"price":"1"', f'"price":"{price}"'.encode())
@@ -82,6 +116,7 @@ def test_a_record_with_an_illegal_number_is_unreadable(price: str) -> None:
 
 @pytest.mark.parametrize("value", [None, b"", b"{", b'{"type":"candle"}', b"[]", b"\xff"])
 def test_what_is_no_event_of_the_topic_is_unreadable(value: bytes | None) -> None:
+    assert codec.decode_all(topics.OHLCV_RAW, [value]) is None
     with pytest.raises(codec.Unreadable):
         codec.decode(topics.OHLCV_RAW, value)
 
@@ -93,6 +128,7 @@ def test_a_candle_or_signal_of_an_unknown_interval_is_unreadable() -> None:
         assert codec.decode(topic, sample).interval == "1m"
         with pytest.raises(codec.Unreadable, match="2w"):
             codec.decode(topic, sample.replace(b'"interval":"1m"', b'"interval":"2w"'))
+        assert codec.decode_all(topic, [sample, sample.replace(b'"interval":"1m"', b'"interval":"2w"')]) is None
 
 
 def test_a_field_of_a_later_version_is_passed_over() -> None:

@@ -18,6 +18,10 @@ from .audit.model import Evidence
 __all__ = ["Latencies", "latencies", "percentile"]
 
 
+_AHEAD = 10_000_000
+"""A trade this far ahead of its own receipt closes no window (ADR 0011)."""
+
+
 @dataclass(frozen=True)
 class Latencies:
     """Milliseconds, one number per candle or order."""
@@ -77,6 +81,8 @@ def _triggers(evidence: Evidence, candles: Mapping[tuple[str, str, int], int]) -
     for seen in evidence.records.get("ohlcv_raw", ()):
         event = seen.event
         if type(event) is Trade:
+            if event.traded_at - event.received_at > _AHEAD:
+                continue
             passed = event.traded_at
         elif type(event) is Watermark:
             passed = event.through

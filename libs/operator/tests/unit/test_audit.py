@@ -240,6 +240,38 @@ def test_a_candle_that_differs_in_one_digit_is_named(world: Build, edit: Edit, f
     assert detail.startswith(f"ETHUSDT 2024-08-08 23:55 at {seen.where}: {field} {value}")
 
 
+def five_minutes(evidence: Evidence, symbol: str = "ETHUSDT") -> tuple[Evidence, events.Candle]:
+    """The world with the first five minutes of a symbol as one more candle and kline, by plain sums."""
+    assert evidence.exchange is not None
+    feed = evidence.exchange.feeds[symbol]
+    start = min(feed.klines)
+    trades = [t for t in feed.trades if start <= t.traded_at < start + 300_000_000]
+    taker = [t for t in trades if not t.buyer_is_maker]
+    numbers = (
+        trades[0].price, max(t.price for t in trades), min(t.price for t in trades), trades[-1].price,
+        sum(t.qty for t in trades), sum(t.qty * t.price for t in trades), len(trades),
+        sum(t.qty for t in taker), sum(t.qty * t.price for t in taker), trades[0].trade_id, trades[-1].trade_id,
+    )  # fmt: skip
+    kline = events.Kline(start, start + 299_999_999, *numbers)  # type: ignore[arg-type]
+    candle = events.Candle(symbol, "5m", start, start + 299_999_999, *numbers)  # type: ignore[arg-type]
+    feeds = {**evidence.exchange.feeds, symbol: replace(feed, longer={"5m": {start: kline}})}
+    return replace(evidence, exchange=replace(evidence.exchange, feeds=feeds)), candle
+
+
+def test_a_longer_candle_is_compared_with_the_exchanges_kline_of_its_interval(world: Build) -> None:
+    evidence, candle = five_minutes(world(minutes=5))
+    before = {check.name: check for check in judge(evidence).checks}["candles_equal_klines"]
+    right = {check.name: check for check in judge(add(evidence, "ohlcv_agg", candle)).checks}["candles_equal_klines"]
+    assert right.ok
+    assert int(right.expected) == int(before.expected) + 1
+    wrong = msgspec.structs.replace(candle, volume=candle.volume + Decimal("1e-8"))
+    detail = failed(add(evidence, "ohlcv_agg", wrong))["candles_equal_klines"].detail
+    assert detail.startswith("ETHUSDT 5m 2024-08-08 23:55 at ohlcv_agg/")
+    assert f"volume {wrong.volume} instead of {candle.volume}" in detail
+    unknown = msgspec.structs.replace(candle, interval="1h")
+    assert "ETHUSDT 1h 2024-08-08 23:55" in failed(add(evidence, "ohlcv_agg", unknown))["candles_equal_klines"].detail
+
+
 def test_a_missing_candle_is_named_as_missing_and_as_a_hole(world: Build, edit: Edit) -> None:
     evidence = world(minutes=5)
     minute = first(evidence, "ohlcv_agg", kind(events.Candle, symbol="ETHUSDT")).event.open_time + 60_000_000

@@ -25,6 +25,7 @@ from marketflow_simulator.settings import Settings
 from marketflow_simulator.streams import Hub
 from marketflow_simulator.symbols import spec_of
 from marketflow_simulator.synthetic import SyntheticTape
+from marketflow_simulator.upheavals import Upheavals
 
 
 class StartError(Exception):
@@ -62,7 +63,9 @@ class Simulator:
         self.faults = Faults()
         self.market = build_market(settings)
         self.hub = Hub(self.market, self.faults)
-        self.market.listeners.append(self.hub)
+        self.faults.clock = lambda: self.market.time_us
+        self.faults.change_market = Upheavals(self.market, settings.state is not None).happen
+        self.market.listeners += [self.faults, self.hub]
         self.pump = Pump(self.market, self.hub, settings.speed)
         self.gate = Gate(self.faults, settings.weight_limit)
         self.public = PublicApi(self.market, self.faults, self.gate, settings.weight_limit)

@@ -50,6 +50,7 @@ class Control:
             web.get("/sim/health", self.health),
             web.get("/sim/market", self.market),
             web.post("/sim/market/start", self.start),
+            web.post("/sim/market/end", self.end),
             web.get("/sim/ledger", self.ledger),
             web.get("/sim/trades", self.trades),
             web.get("/sim/klines", self.klines),
@@ -91,6 +92,9 @@ class Control:
         already = self._pump.started.is_set()
         self._pump.started.set()
         return answer({"running": self._pump.running, "already_started": already})
+
+    async def end(self, request: web.Request) -> web.Response:
+        return answer({"end_time_us": self._market.end()})
 
     async def ledger(self, request: web.Request) -> web.Response:
         requests = {endpoint: dict(counts) for endpoint, counts in self._gate.requests.items()}

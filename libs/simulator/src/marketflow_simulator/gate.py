@@ -1,6 +1,7 @@
 """What every REST request passes: request weight, faults on demand, errors as Binance words them, counting."""
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,10 @@ from marketflow_simulator.params import Params
 
 Handler = Callable[["Call"], Awaitable[Any]]
 _BANNED_FOR_SECONDS: Final = {429: 1, 418: 2}
+_PATIENCE: Final = 3
+"""Requests that are answered 429 before asking on is answered by a ban."""
+_LONGEST_BAN: Final = 3 * 86_400.0
+"""Seconds (Binance, "IP limits": from 2 minutes to 3 days)."""
 
 
 class Call:
@@ -37,6 +42,15 @@ class Answer(msgspec.Struct):
     status: int = 200
 
 
+class _Refusal(msgspec.Struct):
+    """Whoever asks is refused, with 429 or 418, until this moment of the wall clock (seconds, monotonic)."""
+
+    status: int
+    seconds: float
+    until: float
+    asked: int = 0
+
+
 class Gate:
     """Wraps handlers. Weight counts per minute of the wall clock, as Binance's does."""
 
@@ -46,6 +60,29 @@ class Gate:
         self._minute = 0
         self.used_weight = 0
         self.requests: dict[str, Counter[str]] = {}
+        self._refusal: _Refusal | None = None
+        faults.throttle = self.throttle
+
+    def throttle(self, status: int, seconds: float) -> None:
+        """Refuse all requests for that long with 429 or 418, and whoever asks on in spite of it for longer."""
+        self._refusal = _Refusal(status, seconds, time.monotonic() + seconds)
+
+    def _refuse(self) -> None:
+        refusal, now = self._refusal, time.monotonic()
+        if refusal is None or now >= refusal.until:
+            self._refusal = None
+            return
+        refusal.asked += 1
+        if refusal.status == 429 and refusal.asked > _PATIENCE:
+            refusal.status, refusal.asked, refusal.until = 418, 1, now + refusal.seconds
+        elif refusal.status == 418 and refusal.asked > 1:
+            refusal.seconds = min(2 * refusal.seconds, _LONGEST_BAN)
+            refusal.until = now + refusal.seconds
+        left = refusal.until - now
+        code, message = for_status(refusal.status)
+        if refusal.status == 418:
+            message = message.replace("IP banned", f"IP banned until {int((time.time() + left) * 1000)}")
+        raise ApiError(code, message, refusal.status, math.ceil(left))
 
     def _spend(self, weight: int) -> None:
         now = time.time()
@@ -72,6 +109,8 @@ class Gate:
             call = Call(request, (await request.read()).decode("utf-8", "replace"))
             status, payload = 200, None
             try:
+                self._be_away(request)
+                self._refuse()
                 self._spend(weight if isinstance(weight, int) else weight(call.params))
                 late = self._faults.take("late_answer", path=request.path)
                 await self._error_on_demand(request)
@@ -98,6 +137,11 @@ class Gate:
             )
 
         return handle
+
+    def _be_away(self, request: web.Request) -> None:
+        fault = self._faults.away(request.path)
+        if fault is not None:
+            raise ApiError(*for_status(fault.status, fault.code), fault.status)
 
     async def _error_on_demand(self, request: web.Request) -> None:
         fault = self._faults.take("rest_error", path=request.path)

@@ -51,6 +51,24 @@ class SymbolMarket:
         """The open minute, None as long as it has no trade."""
         self.upcoming: Iterator[Trade] = iter(())
         self.klines: dict[int, Kline] = {}
+        self.breaks: list[tuple[int, int | None]] = []
+        """From when to when (None: not yet known) the symbol is not traded at all."""
+
+    def trades_at(self, us: int) -> bool:
+        """Whether the symbol is traded at that time (exchangeInfo: TRADING, otherwise BREAK)."""
+        return not any(begin <= us and (end is None or us < end) for begin, end in self.breaks)
+
+    def _in_break(self, open_us: int, end_us: int) -> bool:
+        return any(begin <= open_us and (end is None or end_us <= end) for begin, end in self.breaks)
+
+    def flat(self, open_us: int, price: int) -> Kline | None:
+        """A minute without trades; None if the symbol is not traded in any of it, which makes no kline."""
+        end_us = open_us + MINUTE_US
+        return None if self._in_break(open_us, end_us) else flat(open_us, end_us, price)
+
+    def next_us(self, time_us: int) -> int:
+        """The earliest time that its next trade can have, at market time `time_us`."""
+        return self.start_us if self.published == 0 else time_us + 1
 
     def seek(self, us: int) -> None:
         """Go to market time `us`: trades published before it have happened, those from it on come next."""
@@ -104,6 +122,23 @@ class Market:
             symbol.seek(us)
             self._push(index, symbol)
         self.ended = us >= self.last_us and not self._heap
+
+    def end(self) -> int:
+        """Let the market end at the next minute's edge, if it would not end before, and say when that is."""
+        self.last_us = min(self.last_us, self.time_us // MINUTE_US * MINUTE_US + MINUTE_US)
+        self._heap = [event for event in self._heap if event[0] < self.last_us]
+        heapq.heapify(self._heap)
+        return self.last_us
+
+    def rewind(self, symbol: SymbolMarket) -> None:
+        """Take what comes next from the symbol's tape anew: it was changed."""
+        index = self._in_order.index(symbol)
+        self._heap = [event for event in self._heap if event[1] != index]
+        heapq.heapify(self._heap)
+        symbol.upcoming = symbol.tape.live(symbol.next_us(self.time_us))
+        if symbol.published == 0:
+            symbol.first = next(symbol.tape.live(self.start_us), None)
+        self._push(index, symbol)
 
     def _push(self, index: int, symbol: SymbolMarket) -> None:
         trade = next(symbol.upcoming, None)
@@ -170,7 +205,7 @@ class Market:
         for symbol in self._in_order:
             kline = symbol.open
             if kline is None and symbol.last is not None:
-                kline = flat(edge_us - MINUTE_US, edge_us, symbol.last.price)
+                kline = symbol.flat(edge_us - MINUTE_US, symbol.last.price)
             if kline is not None:
                 self._keep(symbol, kline)
             symbol.open = None
@@ -188,15 +223,15 @@ class Market:
         if open_us >= self.closed_us:
             if symbol.open is not None:
                 return symbol.open
-            return flat(open_us, open_us + MINUTE_US, symbol.last.price) if symbol.last else None
+            return symbol.flat(open_us, symbol.last.price) if symbol.last else None
         kept = symbol.klines.get(open_us)
         if kept is None:
             kept = fold(symbol.tape.between(open_us, open_us + MINUTE_US), open_us, open_us + MINUTE_US)
             if kept is None:
                 before = symbol.tape.before(open_us)
-                if before is None:
+                kept = symbol.flat(open_us, before.price) if before is not None else None
+                if kept is None:
                     return None
-                kept = flat(open_us, open_us + MINUTE_US, before.price)
             self._keep(symbol, kept)
         return kept
 

@@ -173,7 +173,7 @@ class PrivateApi:
 
     def _prices(self, symbol: SymbolMarket) -> tuple[int, int, int]:
         average = self._market.average_price(symbol)
-        if symbol.last is None or average is None:
+        if symbol.last is None or average is None or not symbol.trades_at(self._market.time_us):
             raise ApiError(-2010, "Market is closed.")
         return symbol.last.price, average, len(self._books.open_orders(symbol.symbol))
 

@@ -107,8 +107,12 @@ class PublicApi:
                 {"rateLimitType": "RAW_REQUESTS", "interval": "MINUTE", "intervalNum": 5, "limit": 61000},
             ],
             "exchangeFilters": [],
-            "symbols": [symbol_info(self._market.symbols[name].spec, trading=True) for name in names],
+            "symbols": [self._info(name) for name in names],
         }
+
+    def _info(self, name: str) -> dict[str, Any]:
+        symbol = self._market.symbols[name]
+        return symbol_info(symbol.spec, symbol.trades_at(self._market.time_us))
 
     async def trades(self, call: Call) -> Any:
         symbol = find_symbol(self._market, call.params.required("symbol"))

@@ -72,6 +72,29 @@ class Connection:
         self.opened = self.last_pong = self.last_ping = self.last_taken = time.monotonic()
         self.waiting_bytes = 0
         self.recent: list[float] = []
+        self.stalled_until = 0.0
+        self.half_open = False
+        """It is stalled as if the peer was gone: nothing is read, so nothing is answered, and nothing is sent."""
+
+    def stall(self, until: float, pings: bool) -> None:
+        """Send no market data until then; without `pings` nothing else either, as a half-open socket would."""
+        self.stalled_until = max(self.stalled_until, until)
+        if not pings and not self.transport.is_closing():
+            self.half_open = True
+            self.transport.pause_reading()
+
+    def stalled(self, now: float) -> bool:
+        """Whether it is stalled; the end of a stall is found out here."""
+        if not self.stalled_until:
+            return False
+        if now < self.stalled_until:
+            return True
+        self.stalled_until = 0.0
+        if self.half_open:
+            self.half_open, self.last_pong = False, now
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
+        return False
 
     def chatty(self, now: float) -> bool:
         """Note one incoming message; True if there were more than Binance allows in a second."""
@@ -91,11 +114,11 @@ class Hub:
         self._touched: dict[Connection, None] = {}
         self._aggregates: dict[SymbolMarket, list[Trade]] = {}
         self._changed: set[str] = set()
-        self._stalled_until = 0.0
         self.subscribed = asyncio.Event()
         self.muted = False
         faults.disconnect = self.cut_all
         faults.stall = self.stall_for
+        faults.shutdown = self.shut_down
 
     # --- who listens
 
@@ -131,8 +154,29 @@ class Hub:
         for connection in list(self.connections):
             self.cut(connection, "fault disconnect")
 
-    def stall_for(self, seconds: float) -> None:
-        self._stalled_until = max(self._stalled_until, time.monotonic() + seconds)
+    def stall_for(self, seconds: float, pings: bool) -> None:
+        """Stall the connections of this moment; those that are opened later are healthy."""
+        until = time.monotonic() + seconds
+        for connection in self.connections:
+            connection.stall(until, pings)
+
+    def shut_down(self, seconds: float) -> None:
+        """Announce on the connections of this moment that they will be closed, and close them after that long."""
+        leaving = list(self.connections)
+        event = f'{{"e":"serverShutdown","E":{self._market.time_us // 1000}}}'
+        for connection in leaving:
+            text = f'{{"stream":"!serverShutdown","data":{event}}}' if connection.combined else event
+            connection.pending.append(frame(text.encode()))
+            self._touched[connection] = None
+        asyncio.get_running_loop().call_later(seconds, self._close_all, leaving)
+
+    def _close_all(self, leaving: list[Connection]) -> None:
+        for connection in leaving:
+            if connection in self.connections and not connection.transport.is_closing():
+                self.flush()
+                connection.transport.write(frame((1001).to_bytes(2, "big"), 0x8))  # going away (RFC 6455, 7.4.1)
+                connection.transport.close()
+                self.remove(connection)
 
     # --- what happens in the market
 
@@ -165,7 +209,7 @@ class Hub:
             if length is None or not (minute or name in self._changed):
                 continue
             symbol = self._market.symbols.get(name.upper())
-            if symbol is None:
+            if symbol is None or not symbol.trades_at(time_us - 1):
                 continue
             closed = time_us % length == 0
             if not closed and name not in self._changed:
@@ -205,29 +249,25 @@ class Hub:
         self._send_aggregates()
         if not self._touched:
             return
-        if self._stalled_until:
-            if time.monotonic() < self._stalled_until:
-                self._cut_overfull()
-                return
-            self._stalled_until = 0.0
+        now = time.monotonic()
         for connection in list(self._touched):
+            if connection.stalled(now):
+                if sum(map(len, connection.pending)) > MAX_BUFFER:
+                    self.cut(connection, "too slow during a stall")
+                continue
             if connection.pending and not connection.transport.is_closing():
                 connection.transport.write(b"".join(connection.pending))
                 if connection.transport.get_write_buffer_size() > limit:
                     self.cut(connection, "too slow")
             connection.pending.clear()
-        self._touched.clear()
-
-    def _cut_overfull(self) -> None:
-        for connection in list(self._touched):
-            if sum(map(len, connection.pending)) > MAX_BUFFER:
-                self.cut(connection, "too slow during a stall")
+            self._touched.pop(connection, None)
 
     async def taken(self) -> None:
         """Wait until every reader has room again; cut off those that take nothing for five seconds."""
         while True:
-            now, full = time.monotonic(), False
+            now, full, stalled = time.monotonic(), False, False
             for connection in list(self.connections):
+                stalled = connection.stalled(now) or stalled
                 waiting = connection.transport.get_write_buffer_size()
                 if waiting < connection.waiting_bytes or waiting <= MAX_SPEED_BUFFER:
                     connection.last_taken = now
@@ -236,17 +276,15 @@ class Hub:
                     full = True
                     if now - connection.last_taken > STUCK_SECONDS:
                         self.cut(connection, f"took nothing for {STUCK_SECONDS:g} s")
-            stalled = now < self._stalled_until
             if not full and not stalled:
                 return
             await asyncio.sleep(0.001 if full else 0.01)
 
     def ping(self, now: float) -> None:
         """Ping those whose turn it is; cut off those that have not answered for a minute."""
-        if now < self._stalled_until:
-            return
         for connection in list(self.connections):
-            if now - connection.last_ping < PING_SECONDS:
+            connection.stalled(now)
+            if connection.half_open or now - connection.last_ping < PING_SECONDS:
                 continue
             if now - max(connection.last_pong, connection.opened) > PONG_SECONDS + PING_SECONDS:
                 self.cut(connection, "no pong for a minute")
@@ -292,8 +330,7 @@ class Hub:
             if message.type is WSMsgType.PONG:
                 connection.last_pong = now
             elif message.type is WSMsgType.PING:
-                if now >= self._stalled_until:  # a stalled socket does not answer either
-                    await socket.pong(message.data)
+                await socket.pong(message.data)
             elif message.type is WSMsgType.TEXT:
                 answer = self.command(connection, message.data)
                 await socket.send_str(msgspec.json.encode(answer).decode())

@@ -66,7 +66,7 @@ async def test_disconnect_cuts_all_sockets_and_the_market_goes_on(start: Start) 
 
 async def test_a_stall_is_silence_without_loss(start: Start) -> None:
     sim = await start(symbols="BTCUSDT", speed=20)
-    async with connect(f"{sim.ws}/ws/btcusdt@trade") as socket:
+    async with connect(f"{sim.ws}/ws/btcusdt@trade", close_timeout=0.1) as socket:
         last = json.loads(await socket.recv())["t"]
         await sim.post("/sim/faults", {"kind": "stall", "seconds": 1.5})
         longest, at = 0.0, time.monotonic()
@@ -75,6 +75,117 @@ async def test_a_stall_is_silence_without_loss(start: Start) -> None:
             assert trade["t"] == last + 1
             last, now = trade["t"], time.monotonic()
             longest, at = max(longest, now - at), now
+
+
+async def test_a_stalled_socket_is_dead_without_being_closed_and_a_new_one_is_healthy(start: Start) -> None:
+    sim = await start(symbols="BTCUSDT", speed=20)
+    async with (
+        connect(f"{sim.ws}/ws/btcusdt@trade", close_timeout=0.1) as dead,
+        connect(f"{sim.ws}/ws/btcusdt@trade", close_timeout=0.1) as quiet,
+    ):
+        await dead.recv()
+        await sim.post("/sim/faults", {"kind": "stall", "seconds": 3, "pings": True})
+        pong = await quiet.ping()
+        await asyncio.wait_for(pong, 5)
+        while True:
+            try:
+                await asyncio.wait_for(quiet.recv(), 0.5)
+            except TimeoutError:
+                break
+        await sim.post("/sim/faults", {"kind": "stall", "seconds": 60})
+        pong = await dead.ping()
+        await dead.send('{"method":"LIST_SUBSCRIPTIONS","id":1}')
+        with suppress(TimeoutError):
+            while True:
+                await asyncio.wait_for(dead.recv(), 0.5)
+        assert not pong.done()
+        async with connect(f"{sim.ws}/ws/btcusdt@trade", close_timeout=0.1) as again:
+            assert "t" in json.loads(await asyncio.wait_for(again.recv(), 5))
+        assert (await sim.get("/sim/market"))["connections"] >= 2
+
+
+@pytest.mark.parametrize("combined", [False, True])
+async def test_a_shutdown_is_announced_and_then_closes_the_sockets_of_that_moment(start: Start, combined: bool) -> None:
+    sim = await start(symbols="BTCUSDT", speed=20)
+    path = "stream?streams=btcusdt@trade" if combined else "ws/btcusdt@trade"
+    async with connect(f"{sim.ws}/{path}") as socket:
+        await socket.recv()
+        await sim.post("/sim/faults", {"kind": "server_shutdown", "seconds": 0.5})
+        seen: list[Any] = []
+        async with connect(f"{sim.ws}/{path}", close_timeout=0.1) as later:
+            async for message in socket:  # ends when the exchange says that it is going away
+                seen.append(json.loads(message))
+            assert socket.close_code == 1001
+            await later.recv()
+    event = next(m for m in seen if "serverShutdown" in json.dumps(m))
+    if combined:
+        assert event["stream"] == "!serverShutdown"
+        event = event["data"]
+    assert event.keys() == {"e", "E"}
+    assert event["e"] == "serverShutdown"
+
+
+async def test_asking_on_while_limited_leads_to_a_ban_and_while_banned_to_a_longer_one(start: Start) -> None:
+    sim = await start()
+    await sim.post("/sim/faults", {"kind": "rate_limit", "seconds": 30})
+    answers = [await sim.http.get("/api/v3/ping") for _ in range(6)]
+    assert [a.status_code for a in answers] == [429, 429, 429, 418, 418, 418]
+    assert [a.headers["Retry-After"] for a in answers] == ["30", "30", "30", "30", "60", "120"]
+    assert "IP banned until" in answers[-1].json()["msg"]
+    assert all("X-MBX-USED-WEIGHT-1M" in a.headers for a in answers)
+    await sim.post("/sim/faults", {"kind": "ban", "seconds": 0.2})
+    assert (await sim.http.get("/api/v3/ping")).status_code == 418
+
+    async def free() -> bool:
+        market = await sim.get("/sim/faults")
+        return len(market["done"]) == 2 and time.monotonic() > began + 0.3
+
+    began = time.monotonic()
+    await sim.until(free)
+    assert (await sim.http.get("/api/v3/ping")).status_code == 200
+
+
+async def test_rest_can_be_away_for_some_market_time(start: Start) -> None:
+    sim = await start(symbols="BTCUSDT", speed=20)
+    begin = (await sim.get("/sim/market"))["market_time_us"] + 10_000_000
+    await sim.post("/sim/faults", {"kind": "rest_away", "at_us": begin, "seconds": 10})
+    assert (await sim.http.get("/api/v3/time")).status_code == 200
+
+    async def asked(wanted: int) -> bool:
+        return (await sim.http.get("/api/v3/time")).status_code == wanted
+
+    await sim.until(lambda: asked(503))
+    await sim.until(lambda: asked(200))
+    assert (await sim.get("/sim/market"))["market_time_us"] >= begin + 10_000_000
+    assert (await sim.get("/sim/faults"))["done"][0]["used"] >= 1
+
+
+async def test_a_delisted_symbol_is_in_break_and_its_streams_are_silent(start: Start) -> None:
+    sim = await start(symbols="BTCUSDT,ETHUSDT", speed=60)
+
+    async def statuses() -> dict[str, str]:
+        return {s["symbol"]: s["status"] for s in (await sim.get("/api/v3/exchangeInfo"))["symbols"]}
+
+    async with connect(
+        f"{sim.ws}/stream?streams=ethusdt@trade/ethusdt@kline_1m/btcusdt@kline_1m", close_timeout=0.1
+    ) as socket:
+        await socket.recv()
+        await sim.post("/sim/faults", {"kind": "delist", "symbol": "ETHUSDT"})
+        assert await statuses() == {"BTCUSDT": "TRADING", "ETHUSDT": "BREAK"}
+        last = (await sim.get("/sim/market"))["symbols"]["ETHUSDT"]["last_trade_id"]
+        at, seen = (await sim.get("/sim/market"))["market_time_us"], list[str]()
+        closed = 0
+        while closed < 2:
+            message = json.loads(await asyncio.wait_for(socket.recv(), 20))
+            if message["data"]["E"] * 1000 > at:
+                seen.append(message["stream"])
+                closed += bool(message["data"].get("k", {}).get("x"))
+        assert set(seen) == {"btcusdt@kline_1m"}
+        await sim.post("/sim/faults", {"kind": "list", "symbol": "ETHUSDT"})
+        while message["stream"] != "ethusdt@trade":
+            message = json.loads(await asyncio.wait_for(socket.recv(), 20))
+        assert message["data"]["t"] == last + 1
+        assert await statuses() == {"BTCUSDT": "TRADING", "ETHUSDT": "TRADING"}
 
 
 async def test_rest_errors_come_as_often_as_asked_for(start: Start) -> None:

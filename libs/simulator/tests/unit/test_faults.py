@@ -4,6 +4,9 @@ from typing import Any
 
 import pytest
 from marketflow_simulator.faults import Fault, FaultError, Faults
+from marketflow_simulator.market import SymbolMarket
+from marketflow_simulator.symbols import spec_of
+from marketflow_simulator.synthetic import SyntheticTape
 from marketflow_simulator.trades import Trade
 
 SYMBOLS = ["BTCUSDT", "ETHUSDT"]
@@ -68,6 +71,12 @@ def test_the_latest_clock_skew_counts_until_the_faults_are_cleared() -> None:
         ({"kind": "late_answer", "seconds": -1}, "late_answer needs more than 0"),
         ({"kind": "reorder"}, "it takes 2 trades or more"),
         ({"kind": "rest_error", "status": 200}, "status is 200"),
+        ({"kind": "rest_away"}, "rest_away needs more than 0"),
+        ({"kind": "time_shift"}, "time_shift needs to know how far"),
+        ({"kind": "step_back", "ms": -5}, "ms is -5"),
+        ({"kind": "burst", "count": 10**6}, "at most 100000"),
+        ({"kind": "skip", "at_us": 5, "from_id": 5}, "tell one of them"),
+        ({"kind": "stall", "seconds": 1, "from_id": 5}, "from_id needs a symbol"),
     ],
 )
 def test_a_fault_that_could_never_happen_is_refused(fault: dict[str, Any], message: str) -> None:
@@ -78,8 +87,61 @@ def test_a_fault_that_could_never_happen_is_refused(fault: dict[str, Any], messa
 def test_immediate_faults_happen_when_they_are_asked_for() -> None:
     faults, seen = Faults(), []
     faults.disconnect = lambda: seen.append("cut")
-    faults.stall = lambda seconds: seen.append(f"stall {seconds:g}")
+    faults.stall = lambda seconds, pings: seen.append(f"stall {seconds:g}")
     faults.add(Fault(kind="disconnect"), SYMBOLS)
     faults.add(Fault(kind="stall", seconds=1.5), SYMBOLS)
     assert seen == ["cut", "stall 1.5"]
     assert [fault.kind for fault in faults.done] == ["disconnect", "stall"]
+
+
+def test_a_time_shift_moves_what_the_stream_says_and_nothing_else() -> None:
+    faults = asked(kind="time_shift", ms=3_600_000, from_id=2)
+    seen = [faults.shape("ETHUSDT", Trade(i, 1, 1, i, i, True, i))[0] for i in (1, 2, 3)]
+    assert [trade.time_us for trade in seen] == [1, 2 + 3_600_000_000, 3]
+    assert [trade.at_us for trade in seen] == [1, 2, 3]
+
+
+def test_a_fault_of_the_stream_can_begin_at_a_market_time() -> None:
+    faults = asked(kind="skip", count=2, at_us=5)
+    assert shown(faults, range(1, 9)) == [1, 2, 3, 4, 7, 8]
+    assert faults.done[0].happened_us == 5
+
+
+def test_two_symbols_can_be_out_of_order_at_once() -> None:
+    faults = asked(kind="reorder", count=2)
+    faults.add(Fault(kind="reorder", count=2), SYMBOLS)
+    assert shown(faults, range(1, 2), "BTCUSDT") == []
+    assert shown(faults, range(1, 2)) == []
+    assert shown(faults, range(2, 3), "BTCUSDT") == [2, 1]
+    assert shown(faults, range(2, 4)) == [2, 1, 3]
+
+
+def test_sudden_faults_wait_for_their_time_or_their_trade() -> None:
+    symbol = SymbolMarket(spec_of("ETHUSDT"), SyntheticTape(spec_of("ETHUSDT"), 7, 1_704_067_200_000_000), 0)
+    faults, seen, now = Faults(), [], [0]
+    faults.clock = lambda: now[0]
+    faults.disconnect = lambda: seen.append(now[0])
+    faults.add(Fault(kind="disconnect", at_us=50), SYMBOLS)
+    faults.add(Fault(kind="disconnect", from_id=7, symbol="ETHUSDT"), SYMBOLS)
+    faults.add(Fault(kind="disconnect", from_id=3, symbol="BTCUSDT"), SYMBOLS)
+    for now[0] in range(40, 60, 4):
+        faults.on_trade(symbol, Trade(now[0] // 8, 1, 1, now[0], now[0], True, 1))
+        faults.on_mark(now[0])
+    assert seen == [52, 56]
+    assert [f.happened_us for f in faults.done] == [52, 56]
+    assert [f.symbol for f in faults.listing()["waiting"]] == ["BTCUSDT"]
+
+
+def test_rest_is_away_for_some_market_time() -> None:
+    faults, now = Faults(), [100]
+    faults.clock = lambda: now[0]
+    fault = faults.add(Fault(kind="rest_away", seconds=2, at_us=5_000_000), SYMBOLS)
+    assert faults.away("/api/v3/time") is None
+    now[0] = 5_000_000
+    faults.on_mark(now[0])
+    assert faults.away("/api/v3/time") is fault
+    now[0] = 6_999_999
+    assert faults.away("/api/v3/klines") is fault
+    now[0] = 7_000_000
+    assert faults.away("/api/v3/klines") is None
+    assert (faults.done, fault.used) == ([fault], 2)

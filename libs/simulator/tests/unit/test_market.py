@@ -196,3 +196,18 @@ def test_the_average_price_is_weighted_over_the_last_five_minutes() -> None:
     trades = tape.between(START + 60_000_000, START + 330_000_001)
     expected = sum(t.price * t.qty for t in trades) // sum(t.qty for t in trades)
     assert market.average_price(symbol) == expected
+
+
+def test_a_market_can_be_told_to_end_at_the_next_minute() -> None:
+    market = synthetic()
+    heard = Heard(market)
+    market.advance(START + 100_000_000, FOREVER_US)
+    assert market.end() == START + 2 * MINUTE_US
+    while not market.ended:
+        market.advance(FOREVER_US, 100)
+    assert market.end() == market.time_us == START + 2 * MINUTE_US
+    assert heard.events[-1] == ("mark", START + 2 * MINUTE_US)
+    expected = synthetic(minutes=2)
+    while not expected.ended:
+        expected.advance(FOREVER_US, 100)
+    assert [s.last for s in market.symbols.values()] == [s.last for s in expected.symbols.values()]

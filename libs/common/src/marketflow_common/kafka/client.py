@@ -6,9 +6,11 @@ Must never commit on its own (auto-commit is off) nor reset an offset silently.
 from __future__ import annotations
 
 import json
+import operator
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from confluent_kafka import (
     OFFSET_INVALID,
@@ -33,6 +35,7 @@ __all__ = [
     "Record",
     "admin",
     "committed",
+    "committed_anywhere",
     "consumer",
     "is_fenced",
     "partition_count",
@@ -255,6 +258,22 @@ def watermarks(client: Consumer, topic: str, partition: int) -> tuple[int, int]:
 
 def committed(client: Consumer, topic: str, partition: int) -> Committed:
     """The group's committed position with its marks. Raises PositionLost if its records are gone."""
+    found = committed_anywhere(client, topic, partition)
+    if found.offset < 0:
+        return found
+    low, high = watermarks(client, topic, partition)
+    if not low <= found.offset <= high:
+        raise PositionLost(
+            f"committed offset {found.offset} of {topic}/{partition} lies outside of what the broker has "
+            f"({low} to {high}): records were deleted before they were read, or the topic was made anew. "
+            "Nothing was reset. Find out what is missing, then set the group's offset by hand "
+            "(kafka-consumer-groups --reset-offsets)"
+        )
+    return found
+
+
+def committed_anywhere(client: Consumer, topic: str, partition: int) -> Committed:
+    """As ``committed``, whether or not there are records at that position."""
 
     def ask() -> TopicPartition:
         found = client.committed([TopicPartition(topic, partition)], timeout=TIMEOUT)[0]
@@ -265,14 +284,6 @@ def committed(client: Consumer, topic: str, partition: int) -> Committed:
     found = _patiently(ask)
     if found.offset == OFFSET_INVALID or found.offset < 0:
         return Committed(-1, {})
-    low, high = watermarks(client, topic, partition)
-    if not low <= found.offset <= high:
-        raise PositionLost(
-            f"committed offset {found.offset} of {topic}/{partition} lies outside of what the broker has "
-            f"({low} to {high}): records were deleted before they were read, or the topic was made anew. "
-            "Nothing was reset. Find out what is missing, then set the group's offset by hand "
-            "(kafka-consumer-groups --reset-offsets)"
-        )
     return Committed(found.offset, json.loads(found.metadata) if found.metadata else {})
 
 
@@ -283,6 +294,19 @@ def position(topic: str, partition: int, offset: int, marks: dict[str, int]) -> 
 
 def records_of(messages: list[Message], topic: str) -> Iterator[Record]:
     """The readable events of messages of a topic; what cannot be read is counted, logged and passed over."""
+    # One call per column instead of four per message: this runs for every record of every topic.
+    events = codec.decode_all(topic, list(map(Message.value, messages)))
+    if events is None:
+        return _one_by_one(messages, topic)
+    stamps = map(_SECOND, map(Message.timestamp, messages))
+    return map(_RECORD, zip(map(Message.offset, messages), stamps, events, strict=True))
+
+
+_SECOND: Final = operator.itemgetter(1)
+_RECORD: Final = cast("Callable[[tuple[int | None, int, Any]], Record]", partial(tuple.__new__, Record))
+
+
+def _one_by_one(messages: list[Message], topic: str) -> Iterator[Record]:
     for message in messages:
         offset = message.offset()
         assert offset is not None

@@ -31,38 +31,67 @@ class Publisher:
 
     After ``open`` every earlier writer of the partition is fenced and its last transaction is decided, so the
     tail of the topic tells what has been published.
+
+    A transaction may carry a *mark*: the offset of the oldest record that a restart has to read beside the tail.
+    It is kept as the committed position of the service's group, ``{"mark": 1}`` beside it, or ``{"mark": 0}``
+    where none is needed; nobody consumes from there.
     """
 
     def __init__(self, kafka: KafkaSettings, service: str, topic: str, partition: int) -> None:
         self._kafka, self._name, self._topic = kafka, topic, kafka.topic(topic)
         self._id, self._partition = f"{service}-{partition}", partition
+        self._group = service
         self._producer: Producer | None = None
+        self._reader: Consumer | None = None
+        self.end = 0
+        """The next record gets this offset or a higher one."""
 
-    def open(self) -> None:
-        """Fence earlier writers. Raises PublishFailed if the broker does not answer in time."""
+    def open(self) -> int | None:
+        """Fence earlier writers; returns the mark. Raises PublishFailed if the broker does not answer in time."""
         self._producer = None
         try:
             producer = client.producer(self._kafka, self._id)
             producer.init_transactions(self._kafka.transaction_timeout_ms / 1000 + client.TIMEOUT)
+            if self._reader is None:
+                self._reader = client.consumer(self._kafka, self._group)
+            _, self.end = client.watermarks(self._reader, self._topic, self._partition)
+            offset, marks = client.committed_anywhere(self._reader, self._topic, self._partition)
         except KafkaException as error:
             raise PublishFailed(f"{self._id}: {error.args[0].str()}") from error
         self._producer = producer
+        return offset if marks.get("mark") else None
 
-    def publish(self, events: Sequence[Event]) -> None:
-        """Publish events in order, all or none. Raises Fenced, or PublishFailed when the outcome is not known."""
+    def close(self) -> None:
+        """Give the connections back; the fence stays."""
+        if self._reader is not None:
+            self._reader.close()
+        self._producer = self._reader = None
+
+    def publish(self, events: Sequence[Event], mark: tuple[int, bool] | None = None) -> None:
+        """Publish events in order, and the mark (its offset, whether it is needed), all or none.
+
+        Raises Fenced, or PublishFailed when the outcome is not known.
+        """
         producer = self._producer
         if producer is None:
             raise PublishFailed(f"{self._id} is not open")
         failed: list[KafkaError] = []
+        end = self.end
 
-        def on_delivery(error: KafkaError | None, _: Message) -> None:
+        def on_delivery(error: KafkaError | None, message: Message) -> None:
+            nonlocal end
             if error is not None:
                 failed.append(error)
+            else:
+                end = (message.offset() or 0) + 1
 
         try:
             producer.begin_transaction()
             for event in events:
                 client.send(producer, self._topic, self._partition, event, on_delivery)
+            if mark is not None and self._reader is not None:
+                here = client.position(self._topic, self._partition, mark[0], {"mark": int(mark[1])})
+                producer.send_offsets_to_transaction([here], self._reader.consumer_group_metadata(), client.TIMEOUT)
             producer.commit_transaction(self._kafka.transaction_timeout_ms / 1000)
         except KafkaException as error:
             # The producer is given up: a late EndTxn of it could hit its next transaction (no KIP-890 here).
@@ -73,6 +102,7 @@ class Publisher:
         if failed:
             self._producer = None
             raise PublishFailed(f"{self._id}: {failed[0].str()}")
+        self.end = end
         metrics.MESSAGES_OUT.labels(self._name).inc(len(events))
 
 

@@ -246,6 +246,12 @@ class Transform:
 
     def _by_partition(self, messages: list[Message]) -> dict[int, list[Message]]:
         batches: dict[int, list[Message]] = {}
+        if not any(map(Message.error, messages)):
+            numbers = list(map(Message.partition, messages))
+            for number in sorted(set(numbers)):  # type: ignore[type-var]
+                assert number is not None
+                batches[number] = [m for m, other in zip(messages, numbers, strict=True) if other == number]
+            return batches
         for message in messages:
             error = message.error()
             if error is None:

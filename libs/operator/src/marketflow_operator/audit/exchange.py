@@ -5,11 +5,12 @@ Edge of the audit. Klines come from the exchange's own path, never from a servic
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Final
 
 import httpx
 from marketflow_common.events import Kline
-from marketflow_common.intervals import MINUTE, window_start
+from marketflow_common.intervals import INTERVALS, window_start
 from marketflow_common.numbers import number
 
 from .model import Exchange, ExchangeFill, ExchangeOrder, ExchangeTrade, SymbolFeed
@@ -30,7 +31,7 @@ class ExchangeReader:
         self.url = url.rstrip("/")
         self._http = httpx.Client(timeout=30, trust_env=False)
         self._trades: dict[str, list[ExchangeTrade]] = {}
-        self._klines: dict[str, dict[int, Kline]] = {}
+        self._klines: dict[tuple[str, str], dict[int, Kline]] = {}
         self._oldest: dict[str, int] = {}
         self._assets: dict[str, tuple[str, str]] = {}
 
@@ -44,8 +45,9 @@ class ExchangeReader:
         assert isinstance(found, dict)
         return found
 
-    def read(self, lowest: dict[str, int]) -> Exchange:
+    def read(self, lowest: dict[str, int], longer: Collection[str] = ()) -> Exchange:
         """The ledger as of now. ``lowest`` is the first published id by symbol: its minute is read from its start.
+        ``longer``: intervals besides 1m whose klines are wanted.
 
         Orders and fills are read before the trades, and both should be read before the topics.
         """
@@ -55,7 +57,7 @@ class ExchangeReader:
         ledger = self._get("/sim/ledger")
         market = self.market()
         feeds = {
-            symbol: self._feed(symbol, state, lowest.get(symbol))
+            symbol: self._feed(symbol, state, lowest.get(symbol), longer)
             for symbol, state in market["symbols"].items()
             if state["first_trade_id"] is not None
         }
@@ -69,7 +71,7 @@ class ExchangeReader:
             assets=self._assets,
         )
 
-    def _feed(self, symbol: str, state: dict[str, Any], lowest: int | None) -> SymbolFeed:
+    def _feed(self, symbol: str, state: dict[str, Any], lowest: int | None, longer: Collection[str]) -> SymbolFeed:
         streamed_from = int(state["first_trade_id"])
         start = streamed_from if lowest is None else min(lowest, streamed_from)
         trades = self._trades.get(symbol)
@@ -80,8 +82,16 @@ class ExchangeReader:
         while page := self._page(symbol, trades[-1].trade_id + 1 if trades else start, PAGE):
             trades += page
         if trades:
-            self._read_klines(symbol, window_start(trades[0].traded_at))
-        return SymbolFeed(symbol, trades, self._klines.get(symbol, {}), streamed_from, self._oldest[symbol])
+            for interval in ("1m", *longer):
+                self._read_klines(symbol, interval, window_start(trades[0].traded_at, interval))
+        return SymbolFeed(
+            symbol,
+            trades,
+            self._klines.get((symbol, "1m"), {}),
+            streamed_from,
+            self._oldest[symbol],
+            {interval: self._klines.get((symbol, interval), {}) for interval in longer},
+        )
 
     def _from_minute(self, symbol: str, start: int) -> list[ExchangeTrade]:
         """Trades from the start of the minute that holds the trade ``start``, as far as one page goes."""
@@ -111,10 +121,10 @@ class ExchangeReader:
             for row in rows
         ]
 
-    def _read_klines(self, symbol: str, first: int) -> None:
-        known = self._klines.setdefault(symbol, {})
-        since = max(known) + MINUTE if known else first
-        for row in self._get("/sim/klines", symbol=symbol, interval="1m", from_us=since):
+    def _read_klines(self, symbol: str, interval: str, first: int) -> None:
+        known = self._klines.setdefault((symbol, interval), {})
+        since = max(known) + INTERVALS[interval] if known else first
+        for row in self._get("/sim/klines", symbol=symbol, interval=interval, from_us=since):
             kline = _kline(row)
             known[kline.open_time] = kline
 

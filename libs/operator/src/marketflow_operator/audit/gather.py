@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
-from marketflow_common.events import Trade
+from marketflow_common.events import Candle, Trade
 
 from ..targets import Targets
 from .exchange import ExchangeReader
@@ -56,6 +56,7 @@ class _Gathering:
             self.topics = TopicReader(targets.kafka)
             stack.callback(self.topics.close)
         self.lowest: dict[str, int] = {}
+        self.longer: set[str] = set()
         self.known = 0
 
     def asked(self, part: str) -> _Asked:
@@ -115,11 +116,11 @@ class _Gathering:
                 self.topics.advance()
                 self.find_lowest()
         if exchange is not None and any(
-            self.lowest.get(symbol, feed.streamed_from) < feed.trades[0].trade_id
+            self.lowest.get(symbol, feed.streamed_from) < feed.trades[0].trade_id or self.longer - feed.longer.keys()
             for symbol, feed in exchange.feeds.items()
             if feed.trades
         ):
-            exchange = self.ledger()  # which minute is the first was not known before
+            exchange = self.ledger()  # which minute is the first, and which intervals there are, was not known before
         topics = self.topics
         return Evidence(
             records=topics.records if topics else {},
@@ -137,7 +138,7 @@ class _Gathering:
     def ledger(self) -> Exchange | None:
         """The exchange's ledger as of now."""
         with self.asked("exchange"):
-            return self.exchange.read(self.lowest)
+            return self.exchange.read(self.lowest, self.longer)
         return None
 
     def complete(self, evidence: Evidence) -> Evidence:
@@ -150,6 +151,8 @@ class _Gathering:
 
     def find_lowest(self) -> None:
         assert self.topics is not None
+        candles = self.topics.records["ohlcv_agg"]
+        self.longer |= {seen.event.interval for seen in candles if type(seen.event) is Candle} - {"1m"}
         records = self.topics.records["ohlcv_raw"]
         if len(records) == self.known:
             return

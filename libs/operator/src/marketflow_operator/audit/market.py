@@ -289,11 +289,11 @@ def _plain(value: object) -> str:
     return format(value, "f") if isinstance(value, Decimal) else str(value)
 
 
-def _last_revisions(evidence: Evidence) -> dict[tuple[str, int], tuple[Where, Candle]]:
-    """The last word on every one-minute window."""
+def _last_revisions(evidence: Evidence, interval: str = "1m") -> dict[tuple[str, int], tuple[Where, Candle]]:
+    """The last word on every window of an interval."""
     latest: dict[tuple[str, int], tuple[Where, Candle]] = {}
     for seen, candle in evidence.of(Candle):
-        if candle.interval != "1m":
+        if candle.interval != interval:
             continue
         key = (candle.symbol, candle.open_time)
         if key not in latest or candle.revision >= latest[key][1].revision:
@@ -302,7 +302,9 @@ def _last_revisions(evidence: Evidence) -> dict[tuple[str, int], tuple[Where, Ca
 
 
 def candles_equal_klines(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> Check:
-    """The last revision of every whole minute equals the exchange's own kline in every field, exactly.
+    """The last revision of every whole window equals the exchange's own kline in every field, exactly.
+
+    Minutes, and every longer interval that is published, from the first of its candles on.
 
     A candle that states missing trades is compared with the exchange's trades without those. The first minute where
     the exchange's record begins inside it, and the last, still open one, are named and not due.
@@ -335,7 +337,46 @@ def candles_equal_klines(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> 
                     offenders.append(f"{symbol} {minute_text(at)} (cut) at {where}: {', '.join(wrong)}")
             elif at not in feed.klines:
                 offenders.append(f"{symbol} {minute_text(at)} at {where}: the exchange has closed no such kline")
+    for interval in INTERVALS:
+        latest = _last_revisions(evidence, interval) if interval != "1m" else {}
+        for symbol, cut in cuts.items():
+            feed = exchange.feeds[symbol]
+            klines = feed.longer.get(interval, {})
+            for at in _longer_due(interval, symbol, cut, klines, latest, evidence.from_start):
+                due += 1
+                found = latest.get((symbol, at))
+                wrong = ["no candle"] if found is None else _candle_problems(found[1], klines[at], feed.trades)
+                equal += not wrong
+                if wrong:
+                    place = f" at {found[0]}" if found else ""
+                    offenders.append(f"{symbol} {interval} {minute_text(at)}{place}: {', '.join(wrong)}")
+            offenders += [
+                f"{symbol} {interval} {minute_text(at)} at {where}: the exchange has closed no such kline"
+                for (name, at), (where, _) in latest.items()
+                if name == symbol and at not in klines
+            ]
     return verdict("candles_equal_klines", due, equal, offenders, "; ".join(notes))
+
+
+def _longer_due(
+    interval: str,
+    symbol: str,
+    cut: Cut,
+    klines: Mapping[int, Kline],
+    latest: Mapping[tuple[str, int], Any],
+    from_start: bool,
+) -> list[int]:
+    """Windows of a longer interval that lie wholly in those judged.
+
+    The interval may have been asked for in mid-run, so they begin with the first candle of it there is.
+    """
+    if not latest or not cut.windows:
+        return []
+    first, end = cut.windows[0], cut.windows[-1] + MINUTE
+    if not from_start:
+        own = [at for name, at in latest if name == symbol]
+        first = max(first, min(own or [at for _, at in latest]))
+    return [at for at in sorted(klines) if at >= first and at + INTERVALS[interval] <= end]
 
 
 def _candle_problems(candle: Candle, kline: Kline, trades: Sequence[ExchangeTrade]) -> list[str]:

@@ -83,6 +83,8 @@ class SymbolFeed:
     klines: Mapping[int, Kline]
     streamed_from: int
     oldest: int
+    longer: Mapping[str, Mapping[int, Kline]] = field(default_factory=dict)
+    """The exchange's own klines of longer intervals, by interval and open time, of those that are published."""
 
 
 class ExchangeOrder(NamedTuple):

@@ -17,7 +17,27 @@ from .market import minute_text
 from .model import Evidence, Exchange, SymbolFeed, Warehouse
 from .trading import orders_of
 
-__all__ = ["closed_until", "lagging", "pending_channels", "pending_topics", "pending_warehouse"]
+__all__ = ["closed_until", "lagging", "pending_channels", "pending_market", "pending_topics", "pending_warehouse"]
+
+
+def pending_market(evidence: Evidence) -> list[str]:
+    """What ohlcv_raw and ohlcv_agg still lack of the minutes up to ``evidence.until``."""
+    exchange = evidence.exchange
+    if exchange is None:
+        return []
+    missing = _feed(evidence, exchange)
+    if missing:
+        return missing  # what follows from it cannot be there either
+    candles = _candles(evidence)
+    for symbol, cut in cuts_of(evidence).items():
+        lacking = [at for at in cut.windows if (symbol, at) not in candles]
+        if lacking:
+            missing.append(f"no candle of {symbol} {minute_text(lacking[0])} yet ({len(lacking)} lacking)")
+    return missing
+
+
+def _candles(evidence: Evidence) -> set[tuple[str, int]]:
+    return {(c.symbol, c.open_time) for _, c in evidence.of(Candle) if c.interval == "1m"}
 
 
 def pending_topics(evidence: Evidence) -> list[str]:
@@ -28,12 +48,7 @@ def pending_topics(evidence: Evidence) -> list[str]:
     missing = _feed(evidence, exchange)
     if missing:
         return missing  # what follows from it cannot be there either
-    cuts = cuts_of(evidence)
-    candles = {(c.symbol, c.open_time) for _, c in evidence.of(Candle) if c.interval == "1m"}
-    for symbol, cut in cuts.items():
-        lacking = [at for at in cut.windows if (symbol, at) not in candles]
-        if lacking:
-            missing.append(f"no candle of {symbol} {minute_text(lacking[0])} yet ({len(lacking)} lacking)")
+    missing, candles = pending_market(evidence), _candles(evidence)
     spoken: dict[str, set[tuple[str, int]]] = defaultdict(set)
     for _, signal in evidence.of(Signal):
         spoken[f"{signal.strategy} ({signal.interval})"].add((signal.symbol, signal.open_time))

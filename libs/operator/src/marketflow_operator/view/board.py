@@ -132,7 +132,7 @@ class Board:
                     line.before, line.price = line.price, trade.price
                 line.trades += 1
                 line.traded_at = max(line.traded_at, trade.traded_at)
-            case Candle() as candle:
+            case Candle(interval="1m") as candle:
                 line = self.line(candle.symbol)
                 line.candles += candle.revision == 0
                 if line.candle is None or candle.open_time >= line.candle.open_time:
