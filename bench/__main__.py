@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{unknown[0]} is no part; there are {', '.join(PARTS)}")
     if arguments.report is not None and not os.access(arguments.report.resolve().parent, os.W_OK):
         parser.error(f"{arguments.report} cannot be written")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside it tidies up, too
     began = time.monotonic()
 
     def say(text: str) -> None:

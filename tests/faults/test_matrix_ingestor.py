@@ -69,9 +69,11 @@ def test_when_one_of_two_ingestors_is_frozen_for_30_seconds_the_other_takes_over
     eventually(lambda: other.owned() == [0, 1, 2])
     eventually(lambda: elapsed() - frozen_at >= 30)
     victim.signal(signal.SIGCONT)
+    # It notices the rebalance and joins again, or meets the fence of its successor and leaves.
+    eventually(lambda: victim.process.poll() or sorted(map(len, [each.owned() for each in both])) == [1, 2])
+    assert victim.process.poll() in (None, service.EXIT_FENCED)
+    eventually(lambda: other.answers("/readyz") and (victim.process.poll() or victim.answers("/readyz")))
     one.end()
     found = clean(one)
-    # It noticed the rebalance and joined again, or met the fence of its successor and left.
-    eventually(lambda: victim.process.poll() == service.EXIT_FENCED or victim.answers("/readyz"))
     assert not found.all_gaps
     assert not found.revised

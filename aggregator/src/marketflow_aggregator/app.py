@@ -27,6 +27,6 @@ def main(settings: AggregatorSettings, health: Health, stop: threading.Event) ->
     def lane(partition: int, output_end: int) -> CandleLane:
         return CandleLane(partition, output_end, settings.intervals)
 
-    # Behind by much, nearly every batch closes candles: larger ones need fewer transactions, two fifths of the time
-    # with 2,000. With nothing to catch up a batch is what there is.
+    # Behind by much, nearly every batch closes candles, so larger ones need fewer transactions (see bench/README).
+    # With nothing to catch up a batch is what there is.
     Transform(settings.kafka, "aggregator", OHLCV_RAW, OHLCV_AGG, lane, health, batch=10_000).run(stop)
