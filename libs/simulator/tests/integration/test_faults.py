@@ -171,7 +171,11 @@ async def test_a_delisted_symbol_is_in_break_and_its_streams_are_silent(start: S
     ) as socket:
         await socket.recv()
         await sim.post("/sim/faults", {"kind": "delist", "symbol": "ETHUSDT"})
-        assert await statuses() == {"BTCUSDT": "TRADING", "ETHUSDT": "BREAK"}
+
+        async def in_break() -> bool:
+            return await statuses() == {"BTCUSDT": "TRADING", "ETHUSDT": "BREAK"}
+
+        await sim.until(in_break)
         last = (await sim.get("/sim/market"))["symbols"]["ETHUSDT"]["last_trade_id"]
         at, seen = (await sim.get("/sim/market"))["market_time_us"], list[str]()
         closed = 0
