@@ -222,7 +222,10 @@ class Feed:
         metrics.SUBSCRIBED.set(len(there))
         self._health.detail(partitions=self._owned or [], symbols=mine)
         missing = [s for s in mine if s not in there]
+        anew = sorted(s for lane in self._lanes.values() for s in lane.anew)
         if self._owned is None:
             self._health.ready(False, "no partition is assigned yet")
+        elif anew:
+            self._health.ready(False, f"the exchange numbers its trades anew: {', '.join(anew[:_NAMED])}; see the log")
         else:
             self._health.ready(not missing, f"not subscribed yet: {', '.join(missing[:_NAMED])}" if missing else "")

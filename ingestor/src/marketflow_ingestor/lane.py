@@ -57,6 +57,8 @@ class Lane:
     ) -> None:
         self.symbols: Sequence[str] = ()
         self.subscribed, self.ahead = set[str](), _NEVER
+        self.anew = set[str]()
+        """Symbols whose ids the exchange has begun anew: refused."""
         self._rest, self._connects = rest, connects
         self._halted: Sequence[str] = ()
         self._streams: list[Connections] = []
@@ -231,6 +233,8 @@ class Lane:
             return False
         if type(event) is Trade:
             sequence.trade(event)
+            if sequence.anew >= 0 and event.symbol not in self.anew:
+                self._started_anew(sequence)
         elif type(event) is Closed:
             self._closed[event.symbol] = event.kline.open_time
             sequence.minute(event.kline)
@@ -242,6 +246,19 @@ class Lane:
             self._wake.set()
         most = self._settings.buffer_records
         return len(self._out) >= most or sequence.held >= most
+
+    def _started_anew(self, sequence: SymbolSequence) -> None:
+        self.anew.add(sequence.symbol)
+        metrics.ANEW.set(len(self.anew))
+        _log.error(
+            "ids_start_anew",
+            symbol=sequence.symbol,
+            published_up_to=sequence.last_id,
+            exchange_is_at=sequence.anew,
+            effect="nothing of this symbol is published any more; the others go on",
+            remedy="another market, or a reset testnet: give it topics of its own (MARKETFLOW_KAFKA_TOPIC_PREFIX)",
+        )
+        self._changed()
 
     def _doubt(self, event: Any, sequence: SymbolSequence) -> None:
         metrics.DOUBTED.labels(event.symbol).inc()

@@ -30,6 +30,7 @@ WEIGHT_LIMIT: Final = Gauge("ingestor_rest_weight_limit", "Request weight that t
 BLOCKED: Final = Gauge("ingestor_rest_blocked_seconds", "Seconds for which the exchange wants no request (429, 418)")
 CLOCK_OFFSET: Final = Gauge("ingestor_clock_offset_seconds", "Exchange's clock minus this machine's")
 RECONNECTS: Final = Counter("ingestor_reconnects_total", "Connections that ended or stalled and were opened again")
+ANEW: Final = Gauge("ingestor_symbols_anew", "Symbols refused because the exchange numbers their trades anew")
 ENDED: Final = Counter("ingestor_symbols_ended_total", "Symbols closed because they trade no more", ["symbol"])
 SUBSCRIBED: Final = Gauge("ingestor_subscribed_symbols", "Symbols whose streams are connected and confirmed")
 BUFFERED: Final = Gauge("ingestor_buffered_records", "Records that wait to be published", ["partition"])

@@ -20,6 +20,8 @@ from .tail import Tail
 
 __all__ = ["Before", "Hole", "Minutes", "Need", "SymbolSequence"]
 
+_ODD: Final = 3
+"""Old ids with new times in a row that prove that the exchange has begun to number anew."""
 _LOST: Final = "the exchange does not have these trades"
 _KEPT_MINUTES: Final = 10_080
 """Minutes whose first id is remembered while no watermark comes to forget them: a week."""
@@ -76,6 +78,10 @@ class SymbolSequence:
         self._through = 0  # the minutes before it are proven, or will never be
         self._asked = 0  # the minutes before it were asked for by REST
         self._minute_end = 0
+        self.anew = -1
+        """An id of the exchange's that proves that it numbers its trades anew, from below; -1: none. Nothing is put
+        out from then on: the two sequences of ids must not become one."""
+        self._odd = 0  # old ids with new times, one after the other
         self._told = -1  # an id that exists, though the stream did not bring it
         self._firsts: dict[int, int] = {}
         self._gaps: list[IdRange] = []
@@ -134,11 +140,16 @@ class SymbolSequence:
 
     def trade(self, trade: Trade) -> None:
         """The next trade of the stream."""
+        if self.anew >= 0:
+            return
         if trade.trade_id == self._next:
             self._publish(trade)
+            self._odd = 0
             if self.unsettled:
                 self._proven_up_to(trade.trade_id)
                 self._advance()
+        elif trade.trade_id < self._next and trade.traded_at >= self._minute_end:
+            self._old_id_new_time(trade)
         elif trade.trade_id < self._next or trade.trade_id in self._held:
             self.duplicates += 1
         else:
@@ -151,6 +162,8 @@ class SymbolSequence:
         """The exchange has closed a minute."""
         if self._next < 0 and not self._held:
             return  # nothing of the symbol is known yet, so there is nothing to prove
+        if self.anew >= 0 or (self._odd and kline.last_trade_id < self._next):
+            return  # the proof of other trades than those that were published
         self._through = self._through or kline.open_time
         if kline.open_time < self._through or any(kline.open_time == m.kline.open_time for m in self._minutes):
             return
@@ -165,6 +178,8 @@ class SymbolSequence:
 
     def need(self) -> Need | None:
         """What is to be asked of REST now."""
+        if self.anew >= 0:
+            return None
         if self._next < 0:
             if not self._held:
                 return None
@@ -301,6 +316,14 @@ class SymbolSequence:
             self.lost(gap, reason)
         if self._next >= 0:
             self._out.append(Gap(self.source, self.symbol, self._next, self._next - 1, reason, True))
+
+    def _old_id_new_time(self, trade: Trade) -> None:
+        """No repeat: a repeat lies in a minute that was seen. A few such, or one far off, and the ids start anew."""
+        self._odd += 1
+        if self._odd >= _ODD or trade.traded_at >= self._minute_end + MINUTE:
+            self.anew, self.unsettled = trade.trade_id, False
+            self._held.clear()
+            self._minutes.clear()
 
     # --- going forward -------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from marketflow_common.events import Event, Gap, Trade, Watermark
 from marketflow_common.intervals import MINUTE
 from marketflow_ingestor.sequence import Before, Hole, Minutes, SymbolSequence
 from marketflow_ingestor.tail import Pins, Tail, unpublished
+from msgspec.structs import replace
 
 T0 = 1_700_000_040 * 1_000_000 // MINUTE * MINUTE
 SECOND = 1_000_000
@@ -50,6 +51,36 @@ def test_trades_in_order_go_straight_out(sequence: SymbolSequence, out: list[Eve
     assert ids(out) == [100, 101, 102, 103, 104]
     assert sequence.need() is None
     assert not sequence.unsettled
+
+
+def test_ids_that_start_anew_are_neither_taken_for_repeats_nor_proven(
+    sequence: SymbolSequence, world: Callable[..., Any], out: list[Event]
+) -> None:
+    before = list(out)
+    reset = world([T0 + MINUTE + i * SECOND for i in range(30)], first_id=1)
+    sequence.connected()
+    sequence.filled([], at_end=True)  # REST has nothing beyond the last one
+    for trade in reset.trades:
+        sequence.trade(trade)
+    sequence.minute(reset.kline(T0 + MINUTE))
+    assert sequence.anew >= 0
+    assert out == before
+    assert sequence.need() is None
+    assert sequence.duplicates == 0
+
+
+def test_one_old_id_with_a_new_time_stops_nobody_but_proves_nothing_either(
+    sequence: SymbolSequence, exchange: Any, out: list[Event]
+) -> None:
+    odd = replace(exchange.trades[0], traded_at=T0 + MINUTE + SECOND)
+    sequence.trade(odd)
+    sequence.trade(odd)
+    sequence.trade(exchange.trades[5])
+    sequence.trade(odd)
+    assert sequence.anew == -1
+    assert ids(out) == [100, 101, 102, 103, 104, 105]
+    sequence.trade(replace(exchange.trades[0], traded_at=T0 + 5 * MINUTE))
+    assert sequence.anew == 100
 
 
 def test_an_id_that_was_published_is_dropped_and_counted(
