@@ -75,9 +75,11 @@ class Lane:
         self._sequences: dict[str, SymbolSequence] = {}
         self._questions = Questions(settings, rest, self._room, self._put_out)
         self._pins, self._marked = Pins({}), False
+        self._stop = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop``, then publish what is buffered. Raises Fenced, or one of BROKER_AWAY."""
+        self._stop = stop
         tails = await asyncio.to_thread(self._open)
         self._sequences = {s: SymbolSequence(SOURCE, s, self._out, tail) for s, tail in tails.items()}
         self._pins = Pins(tails)
@@ -354,7 +356,12 @@ class Lane:
             # would fence the rightful owner.
             wait = self._settings.kafka.session_timeout_ms / 1_000
             _log.warning("publish_failed", partition=self._partition, detail=str(error), again_in_s=wait)
-            await asyncio.sleep(wait)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._stop.wait()
+            if self._stop.is_set():
+                # The partition is somebody else's by now, who will read what was published and go on from there.
+                raise PublishFailed(f"ohlcv_raw/{self._partition} was given up while a batch was in doubt: {error}")
             try:
                 tails = await asyncio.to_thread(self._open)
                 break
