@@ -180,6 +180,8 @@ def start_loader(topics: CreatedTopics, tmp_path: Path) -> Iterator[Callable[...
             "MARKETFLOW_LOADER_HTTP_PORT": str(port),
             "MARKETFLOW_LOADER_FLUSH_SECONDS": "0.2",
             "MARKETFLOW_LOG_FORMAT": "text",
+            # The runner forks: a thread of Arrow's allocator would be missing in the child, which may then hang.
+            "JE_ARROW_MALLOC_CONF": "background_thread:false",
             **more,
         }
         with log.open("wb") as out:
