@@ -7,7 +7,7 @@
 #   install.sh parts PART..                 the parts themselves
 #   install.sh packages NAME..              other packages
 set -eu
-export UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
+export UV_CACHE_DIR=/var/cache/uv UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
 install() {
     uv pip install --quiet --python /opt/marketflow/bin/python --compile-bytecode \
         --constraint requirements.lock --build-constraint requirements.lock "$@"
