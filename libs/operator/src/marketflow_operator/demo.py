@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
-from marketflow_stack.stack import Ports, StackConfig, client_environment, specs, supervisor
+from marketflow_stack.stack import Ports, StackConfig, client_environment, open_market, specs, supervisor
 from marketflow_stack.state import StackState, make_folder
 from marketflow_stack.supervisor import Event
 from marketflow_stack.text import tail
@@ -115,6 +115,7 @@ def run(demo: Demo, state: Path, out: Console) -> Verdict:
         replay=demo.replay.path if demo.replay else None,
         minutes=0 if demo.replay else demo.minutes,
         autostart=False,
+        start_when_ready=True,
         env=ENVIRONMENT,
     )
     specs(config)  # Java and Kafka's jars: what is missing is said before anything starts
@@ -218,8 +219,7 @@ def _watch(demo: Demo, config: StackConfig, out: Console) -> Evidence:
     """Open the market, show the view until it has ended and everything has come through; the evidence for that."""
     places = of_stack(config)
     board = Board(due_trades=demo.replay.trades if demo.replay else None)
-    answer = httpx.post(f"{config.url('simulator')}/sim/market/start", timeout=10, trust_env=False)
-    answer.raise_for_status()
+    open_market(config)
     market: dict[str, Any] = httpx.get(f"{config.url('simulator')}/sim/market", timeout=10, trust_env=False).json()
     if demo.replay is None:
         board.ends_at = int(market["start_time_us"]) + demo.minutes * 60_000_000

@@ -17,14 +17,15 @@ from confluent_kafka import KafkaException
 from marketflow_common.events import Candle, Kline
 from marketflow_common.intervals import INTERVALS
 from marketflow_common.kafka import client
-from marketflow_common.numbers import NotANumber, number
+from marketflow_common.numbers import NotANumber
 from marketflow_common.settings import KafkaSettings
 from marketflow_common.topics import OHLCV_AGG
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .audit.market import KLINE_FIELDS, minute_text
+from .audit.exchange import kline_of
+from .audit.market import KLINE_FIELDS, differences, minute_text
 from .audit.model import Where
 from .audit.topics import CannotRead, answers
 
@@ -33,7 +34,7 @@ __all__ = ["Comparison", "RestKlines", "compare", "compare_all", "read_candles",
 PAGE: Final = 1_000
 """Most klines in one answer (Binance, "Kline/Candlestick data": limit)."""
 LONGEST_WAIT: Final = 120.0
-"""Seconds of a Retry-After that are waited for; beyond it the exchange is said not to answer."""
+"""Seconds of Retry-After that one page is waited for in all; beyond it the exchange is said not to answer."""
 SHOWN: Final = 10
 """Differences that are shown of one series."""
 
@@ -72,7 +73,7 @@ def compare(symbol: str, interval: str, candles: Candles, klines: Mapping[int, K
     for at, (where, candle) in sorted(candles.items()):
         found.compared += 1
         kline = klines.get(at)
-        wrong = ["the exchange has no such kline"] if kline is None else list(_differences(candle, kline))
+        wrong = ["the exchange has no such kline"] if kline is None else differences(candle, kline, KLINE_FIELDS)
         if not wrong:
             found.equal += 1
             continue
@@ -84,13 +85,6 @@ def compare(symbol: str, interval: str, candles: Candles, klines: Mapping[int, K
             found.different.append(told)
     found.absent = sorted(at for at in klines if at not in candles)
     return found
-
-
-def _differences(candle: Candle, kline: Kline) -> Iterator[str]:
-    for name in KLINE_FIELDS:
-        ours, theirs = getattr(candle, name), getattr(kline, name)
-        if ours != theirs:
-            yield f"{name} {ours} instead of {theirs}"
 
 
 def read_candles(kafka: KafkaSettings, since: int = 0) -> dict[Series, dict[int, tuple[Where, Candle]]]:
@@ -142,9 +136,14 @@ class RestKlines:
             until = min(last, first + (PAGE - 1) * length)
             rows = self._get(symbol, interval, first // 1_000, until // 1_000)
             try:
-                klines = [_kline(row, length) for row in rows]
+                klines = [kline_of(row) for row in rows]
             except (NotANumber, TypeError, ValueError, IndexError) as error:
                 raise CannotRead(f"{self.url}: klines of {symbol} {interval}: {error!r}") from None
+            for kline in klines:
+                if kline.close_time != kline.open_time + length - 1:
+                    raise CannotRead(
+                        f"{self.url}: a kline of {symbol} at {kline.open_time} is not one whole {interval}"
+                    )
             found |= {kline.open_time: kline for kline in klines if first <= kline.open_time <= until}
             first = until + length
         return found
@@ -153,11 +152,15 @@ class RestKlines:
         query: dict[str, str | int] = {
             "symbol": symbol, "interval": interval, "startTime": start_ms, "endTime": end_ms, "limit": PAGE
         }  # fmt: skip
+        left = LONGEST_WAIT
         while True:
             try:
                 answer = self._http.get(f"{self.url}/api/v3/klines", params=query)
-                wait = float(answer.headers.get("Retry-After", 1)) if answer.status_code in (418, 429) else None
-                if wait is not None and wait <= LONGEST_WAIT:
+                wait = (
+                    max(1.0, float(answer.headers.get("Retry-After", 1))) if answer.status_code in (418, 429) else None
+                )
+                if wait is not None and wait <= left:
+                    left -= wait
                     time.sleep(wait)  # asking on in spite of it is answered by a ban (Binance, "Limits")
                     continue
                 answer.raise_for_status()
@@ -167,16 +170,6 @@ class RestKlines:
                     f"no klines of {symbol} {interval} from {self.url} ({error or type(error).__name__}); "
                     "name the exchange with --exchange"
                 ) from None
-
-
-def _kline(row: list[Any], length: int) -> Kline:
-    """A row of the answer; REST tells no ids. Its times are milliseconds, and its close time is inclusive."""
-    opened = int(row[0]) * 1_000
-    if int(row[6]) * 1_000 + 999 != opened + length - 1:
-        raise ValueError(f"a kline from {row[0]} to {row[6]} is not one whole interval")
-    o, h, low, c, volume, quote = (number(row[i]) for i in (1, 2, 3, 4, 5, 7))
-    taker, taker_quote = number(row[9]), number(row[10])
-    return Kline(opened, opened + length - 1, o, h, low, c, volume, quote, int(row[8]), taker, taker_quote, -1, -1)
 
 
 def compare_all(

@@ -16,7 +16,7 @@ from marketflow_common.numbers import number
 from .model import Exchange, ExchangeFill, ExchangeOrder, ExchangeTrade, SymbolFeed
 from .topics import CannotRead
 
-__all__ = ["ExchangeReader"]
+__all__ = ["ExchangeReader", "kline_of"]
 
 PAGE: Final = 50_000
 """Trades in one answer of the exchange."""
@@ -125,7 +125,7 @@ class ExchangeReader:
         known = self._klines.setdefault((symbol, interval), {})
         since = max(known) + INTERVALS[interval] if known else first
         for row in self._get("/sim/klines", symbol=symbol, interval=interval, from_us=since):
-            kline = _kline(row)
+            kline = kline_of(row)
             known[kline.open_time] = kline
 
     def _get(self, path: str, **query: str | int) -> Any:
@@ -142,8 +142,12 @@ class ExchangeReader:
             ) from None
 
 
-def _kline(row: list[Any]) -> Kline:
-    """A row of ``/sim/klines``: Binance's documented array, then first and last trade id; times in milliseconds."""
+def kline_of(row: list[Any]) -> Kline:
+    """A row of Binance's documented klines, times in milliseconds; ``/sim/klines`` adds first and last trade id.
+
+    Ids that a row does not tell are -1. Raises NotANumber, ValueError, TypeError or IndexError.
+    """
+    ids = row[12:14] or (-1, -1)
     return Kline(
         open_time=int(row[0]) * 1000,
         close_time=int(row[6]) * 1000 + 999,
@@ -156,8 +160,8 @@ def _kline(row: list[Any]) -> Kline:
         trade_count=int(row[8]),
         taker_buy_volume=number(row[9]),
         taker_buy_quote_volume=number(row[10]),
-        first_trade_id=int(row[12]),
-        last_trade_id=int(row[13]),
+        first_trade_id=int(ids[0]),
+        last_trade_id=int(ids[1]),
     )
 
 

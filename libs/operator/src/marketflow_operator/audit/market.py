@@ -26,6 +26,7 @@ __all__ = [
     "KLINE_FIELDS",
     "candles_equal_klines",
     "candles_once",
+    "differences",
     "gaps_resolved",
     "minute_text",
     "partitions_agree",
@@ -61,13 +62,7 @@ def minute_text(at: int) -> str:
 
 
 def _ranges(ids: Iterable[int]) -> list[tuple[int, int]]:
-    ranges: list[tuple[int, int]] = []
-    for number in sorted(ids):
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1] = (ranges[-1][0], number)
-        else:
-            ranges.append((number, number))
-    return ranges
+    return _joined((number, number) for number in ids)
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -273,11 +268,12 @@ def _watermark_problem(mark: Watermark, exchange: Exchange, before: tuple[int, W
         return f"the exchange has closed no kline of {minute_text(mark.kline.open_time)}"
     if mark.through != mark.kline.close_time + 1:
         return f"through {mark.through} is not the end of its kline, {mark.kline.close_time + 1}"
-    wrong = _differences(mark.kline, kline, (*KLINE_FIELDS, "first_trade_id", "last_trade_id"))
+    wrong = differences(mark.kline, kline, (*KLINE_FIELDS, "first_trade_id", "last_trade_id"))
     return ", ".join(wrong)
 
 
-def _differences(ours: Any, theirs: Any, fields: Iterable[str]) -> list[str]:
+def differences(ours: Any, theirs: Any, fields: Iterable[str]) -> list[str]:
+    """Of each field in which the two differ: its name, our value, and theirs."""
     return [
         f"{name} {_plain(getattr(ours, name))} instead of {_plain(getattr(theirs, name))}"
         for name in fields
@@ -387,10 +383,10 @@ def _candle_problems(candle: Candle, kline: Kline, trades: Sequence[ExchangeTrad
             if kline.open_time <= trade.traded_at <= kline.close_time and not _in(trade.trade_id, candle.missing)
         ]
         rest = _fold(there, kline)
-        return ["states missing trades"] if rest is None else _differences(candle, rest, KLINE_FIELDS)
-    wrong = _differences(candle, kline, KLINE_FIELDS)
+        return ["states missing trades"] if rest is None else differences(candle, rest, KLINE_FIELDS)
+    wrong = differences(candle, kline, KLINE_FIELDS)
     if kline.trade_count:
-        return wrong + _differences(candle, kline, ("first_trade_id", "last_trade_id"))
+        return wrong + differences(candle, kline, ("first_trade_id", "last_trade_id"))
     if candle.first_trade_id != candle.last_trade_id + 1:
         wrong.append(f"ids {candle.first_trade_id} to {candle.last_trade_id} for a minute without trades")
     return wrong

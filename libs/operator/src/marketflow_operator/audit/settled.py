@@ -25,19 +25,20 @@ def pending_market(evidence: Evidence) -> list[str]:
     exchange = evidence.exchange
     if exchange is None:
         return []
-    missing = _feed(evidence, exchange)
-    if missing:
-        return missing  # what follows from it cannot be there either
-    candles = _candles(evidence)
+    return _feed(evidence, exchange) or _candles(evidence, _minutes(evidence))
+
+
+def _minutes(evidence: Evidence) -> set[tuple[str, int]]:
+    return {(c.symbol, c.open_time) for _, c in evidence.of(Candle) if c.interval == "1m"}
+
+
+def _candles(evidence: Evidence, there: set[tuple[str, int]]) -> list[str]:
+    missing = []
     for symbol, cut in cuts_of(evidence).items():
-        lacking = [at for at in cut.windows if (symbol, at) not in candles]
+        lacking = [at for at in cut.windows if (symbol, at) not in there]
         if lacking:
             missing.append(f"no candle of {symbol} {minute_text(lacking[0])} yet ({len(lacking)} lacking)")
     return missing
-
-
-def _candles(evidence: Evidence) -> set[tuple[str, int]]:
-    return {(c.symbol, c.open_time) for _, c in evidence.of(Candle) if c.interval == "1m"}
 
 
 def pending_topics(evidence: Evidence) -> list[str]:
@@ -48,7 +49,8 @@ def pending_topics(evidence: Evidence) -> list[str]:
     missing = _feed(evidence, exchange)
     if missing:
         return missing  # what follows from it cannot be there either
-    missing, candles = pending_market(evidence), _candles(evidence)
+    candles = _minutes(evidence)
+    missing = _candles(evidence, candles)
     spoken: dict[str, set[tuple[str, int]]] = defaultdict(set)
     for _, signal in evidence.of(Signal):
         spoken[f"{signal.strategy} ({signal.interval})"].add((signal.symbol, signal.open_time))
