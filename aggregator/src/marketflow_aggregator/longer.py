@@ -17,13 +17,12 @@ from typing import NamedTuple
 
 from marketflow_common.events import Candle, IdRange
 from marketflow_common.intervals import INTERVALS, MINUTE, window_start
+from marketflow_common.ranges import add
 
 from .folds import EMPTY, Fold, candle_of, fold_of_candle, merge
+from .series import DAY, same
 
 __all__ = ["Longer"]
-
-_DAY = 1440 * MINUTE
-"""A symbol that was silent for longer begins anew, as in series.py."""
 
 
 class _Part(NamedTuple):
@@ -78,11 +77,8 @@ def _joined(a: _Part, b: _Part) -> _Part:
 def _united(ranges: Iterable[IdRange]) -> tuple[IdRange, ...]:
     """The same ids in sorted ranges that neither overlap nor touch."""
     found: list[IdRange] = []
-    for lo, hi in sorted(ranges):
-        if found and lo <= found[-1][1] + 1:
-            found[-1] = (found[-1][0], max(hi, found[-1][1]))
-        else:
-            found.append((lo, hi))
+    for lo, hi in ranges:
+        add(found, lo, hi)
     return tuple(found)
 
 
@@ -115,7 +111,7 @@ class _Window:
     def cut(self) -> bool:
         """Whether nothing is known of its first minutes."""
         first = min(self.parts)
-        return first > self.start and (self.before is None or first - self.before.start > _DAY)
+        return first > self.start and (self.before is None or first - self.before.start > DAY)
 
     @property
     def closed(self) -> bool:
@@ -151,11 +147,7 @@ class _Window:
         if not self.closed or self.cut:
             return None
         candle, stated = self.candle(symbol, interval), self.stated
-        if stated is not None and all(
-            getattr(candle, f) == getattr(stated, f) for f in candle.__struct_fields__ if f != "revision"
-        ):
-            return None
-        return candle
+        return None if stated is not None and same(candle, stated) else candle
 
     def settle(self, kept: Collection[int]) -> None:
         """Join neighbouring minutes that cannot be stated again: what is kept does not grow with the interval."""

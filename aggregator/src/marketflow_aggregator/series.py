@@ -341,7 +341,7 @@ class Series:
         else:
             assert closed.flat is not None
             candle = flat_candle(self.symbol, INTERVAL, at, *closed.flat, revision)
-        if closed.stated is not None and _same(candle, closed.stated):
+        if closed.stated is not None and same(candle, closed.stated):
             return
         closed.whole = closed.whole or (closed.stated is None and latest)
         closed.stated = candle
@@ -577,6 +577,6 @@ class Series:
         self.book.notes.append(Note(what, {"symbol": self.symbol, **facts}))
 
 
-def _same(a: Candle, b: Candle) -> bool:
+def same(a: Candle, b: Candle) -> bool:
     """Whether two statements differ in nothing but their revision."""
     return all(getattr(a, f) == getattr(b, f) for f in a.__struct_fields__ if f != "revision")

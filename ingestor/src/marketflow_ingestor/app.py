@@ -19,7 +19,7 @@ from marketflow_common.metrics import OWNED_PARTITIONS
 
 from . import metrics
 from .budget import Connects
-from .lane import BROKER_AWAY, Lane
+from .lane import BROKER_AWAY, Lane, set_within
 from .rest import Rest, RestError
 from .settings import Settings
 from .symbols import Chosen, choose
@@ -200,11 +200,7 @@ class Feed:
             except BROKER_AWAY as error:
                 wait = self._settings.kafka.session_timeout_ms / 1_000
                 _log.warning("lane_broken", partition=partition, detail=str(error), again_in_s=wait)
-                try:
-                    async with asyncio.timeout(wait):
-                        await leave.wait()
-                except TimeoutError:
-                    pass
+                await set_within(leave, wait)
             except BaseException as error:  # noqa: BLE001 - raised by run
                 return self._fail(error)
             finally:

@@ -28,7 +28,7 @@ from .sequence import SymbolSequence
 from .settings import Settings
 from .tail import Pins, Tail, unpublished
 
-__all__ = ["BROKER_AWAY", "Lane"]
+__all__ = ["BROKER_AWAY", "Lane", "set_within"]
 
 _log = logs.get("ingestor")
 BROKER_AWAY: Final = (PublishFailed, KafkaException, FatalKafkaError)
@@ -356,10 +356,7 @@ class Lane:
             # would fence the rightful owner.
             wait = self._settings.kafka.session_timeout_ms / 1_000
             _log.warning("publish_failed", partition=self._partition, detail=str(error), again_in_s=wait)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._stop.wait()
-            if self._stop.is_set():
+            if await set_within(self._stop, wait):
                 # The partition is somebody else's by now, who will read what was published and go on from there.
                 raise PublishFailed(f"ohlcv_raw/{self._partition} was given up while a batch was in doubt: {error}")
             try:
@@ -406,6 +403,14 @@ class Lane:
                     metrics.LATE.labels(symbol).inc(now[2] - before[2])
                     seen[symbol] = now
             await asyncio.sleep(_COUNT_SECONDS)
+
+
+async def set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, at most so long; whether it is set."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()
 
 
 async def _until(done: Callable[[], bool], seconds: float) -> None:

@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 
 from marketflow_common.events import Event, Gap, IdRange, Kline, Trade, Watermark
 from marketflow_common.intervals import MINUTE, window_start
+from marketflow_common.ranges import add, overlaps, subtract
 from msgspec.structs import replace
 
-from .ranges import add, overlaps, subtract
 from .tail import Tail
 
 __all__ = ["Before", "Hole", "Minutes", "Need", "SymbolSequence"]

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from marketflow_common.events import Event, Gap, IdRange, Trade, Watermark
 from marketflow_common.intervals import window_start
-
-from .ranges import add, overlaps, subtract
+from marketflow_common.ranges import add, overlaps, subtract
 
 __all__ = ["Pins", "Tail", "ids_of", "unpublished"]
 

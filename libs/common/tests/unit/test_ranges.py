@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 from marketflow_common.events import IdRange
-from marketflow_ingestor.ranges import add, overlaps, subtract
+from marketflow_common.ranges import add, overlaps, subtract
 
 steps = st.lists(st.tuples(st.booleans(), st.integers(0, 30), st.integers(0, 8)), max_size=20)
 

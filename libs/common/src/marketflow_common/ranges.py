@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 
-from marketflow_common.events import IdRange
+from .events import IdRange
 
 __all__ = ["add", "overlaps", "subtract"]
 
