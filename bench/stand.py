@@ -21,6 +21,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from marketflow_stack.kafka import KafkaBroker
 from marketflow_stack.processes import end, free_port, free_ports, spawn
+from marketflow_stack.text import tail
 from marketflow_stack.topics import ensure_topics, read_terraform
 
 __all__ = ["ROOT", "Measured", "Stand", "TookTooLong", "wait"]
@@ -67,8 +68,8 @@ class Measured:
     def alive(self) -> None:
         """Raise TookTooLong if it has ended."""
         if self.process.poll() is not None:
-            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
-            raise TookTooLong(f"{self.name} ended with status {self.process.returncode}; its log ends with:\n{tail}")
+            status = self.process.returncode
+            raise TookTooLong(f"{self.name} ended with status {status}; its log ends with:\n{tail(self.log)}")
 
     def stop(self) -> None:
         """End it; a service commits and leaves its group first."""
