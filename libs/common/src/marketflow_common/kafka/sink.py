@@ -126,9 +126,10 @@ class Sink:
         next_lag = 0.0
         try:
             while not stop.is_set():
-                self._take(consumer)
-                if failure:
+                messages = self._poll(consumer)
+                if failure:  # before the messages: a partition that could not be opened may have sent an error
                     raise failure[0]
+                self._take(messages)
                 self._health.beat()
                 now = time.monotonic()
                 if self._due(now):
@@ -186,13 +187,16 @@ class Sink:
 
     # --- work ----------------------------------------------------------------------------------------
 
-    def _take(self, consumer: Consumer) -> None:
+    def _poll(self, consumer: Consumer) -> list[Message]:
         first = consumer.poll(min(0.1, self._limits.seconds))
         if first is None:
-            return
+            return []
         room = max(0, self._limits.rows - self._rows - 1)
+        return [first, *(consumer.consume(room, 0) if room else [])]
+
+    def _take(self, messages: list[Message]) -> None:
         taken = dict.fromkeys(self._sources, 0)
-        for message in [first, *(consumer.consume(room, 0) if room else [])]:
+        for message in messages:
             error = message.error()
             if error is None:
                 slot = Slot(self._plain[message.topic() or ""], message.partition() or 0)
