@@ -42,6 +42,8 @@ from marketflow_stack.errors import StackError
 from marketflow_stack.processes import port_is_free, who_holds
 
 _log = logging.getLogger("marketflow.warehouse")
+with suppress(OSError):
+    Path(stage.LOCAL_BUCKET_PATH).rmdir()  # fakesnow makes it on import, for every start one; ours lies with the data
 
 GLOBAL = "_fs_global"  # fakesnow's database of what spans databases: stages, file formats, users
 IDLE_TRANSACTION = 10.0  # seconds; Snowflake rolls back after 5 min if somebody waits for the lock
