@@ -1,4 +1,4 @@
-"""pytest plugin: one real Kafka broker per run, topics of their own for each test, and helpers that wait.
+"""pytest plugin: one real Kafka broker per run, topics of their own for each test, and programs that use them.
 
 The root conftest.py loads it. All xdist workers of a run share the broker; a keeper process outside of the
 workers owns it, and ends it when the last worker has gone, however it went.
@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -25,14 +24,17 @@ from confluent_kafka.admin import AdminClient
 from marketflow_stack.errors import StackError
 from marketflow_stack.processes import ProcessId
 from marketflow_stack.processes import free_port as free_port
+from marketflow_stack.programs import Exchange as Exchange
+from marketflow_stack.programs import Program as Program
+from marketflow_stack.programs import Programs as Programs
+from marketflow_stack.programs import ask as ask
+from marketflow_stack.programs import eventually as eventually
 from marketflow_stack.text import tail
 from marketflow_stack.topics import TopicSpec, ensure_topics, read_terraform
 
 BOOTSTRAP_VARIABLE = "MARKETFLOW_TEST_BOOTSTRAP"  # use this broker instead of starting one
 _RUN_VARIABLE = "MARKETFLOW_TEST_RUN"  # the folder that the processes of one pytest run share
 _KEEPER_DEADLINE = 200  # seconds for jars, format and start; measured: 5, and 60 on a machine with load 16
-
-T = TypeVar("T")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -157,28 +159,32 @@ def topics_file(pytestconfig: pytest.Config) -> Path:
     return pytestconfig.rootpath / "infra" / "kafka-topics.tf"
 
 
-def eventually(check: Callable[[], T], timeout: float = 120, interval: float = 0.05) -> T:
-    """Ask until `check` returns something true, and return that; an AssertionError in it counts as "not yet".
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    """Starts programs of any kind, and ends what still runs when the test ends."""
+    started = Programs(tmp_path)
+    yield started
+    started.close()
 
-    After `timeout` seconds it raises AssertionError with what the last try said. In a coroutine:
-    `await asyncio.to_thread(eventually, check)`.
+
+@pytest.fixture
+def service(topics: CreatedTopics, programs: Programs) -> Callable[..., Program]:
+    """`service("ingestor", INGESTOR_SYMBOLS="ETHUSDT")` starts one on the test's topics.
+
+    Arguments after the name take the place of `-m marketflow_<name>`: a script that runs the service in its own way.
     """
-    deadline = time.monotonic() + timeout
-    while True:
-        outcome, result = _attempt(check)
-        if result:
-            return result
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout:g} s: {outcome}")
-        time.sleep(interval)
 
+    def start(name: str, *instead: str | Path, **settings: object) -> Program:
+        port = free_port()
+        values = {
+            f"{name.upper()}_HTTP_PORT": port,
+            "KAFKA_BOOTSTRAP_SERVERS": topics.bootstrap,
+            "KAFKA_TOPIC_PREFIX": topics.prefix,
+            **settings,
+        }
+        return programs.start(Program, name, instead or ("-m", f"marketflow_{name}"), values, port)
 
-def _attempt(check: Callable[[], T]) -> tuple[str, T | None]:
-    try:
-        result = check()
-    except AssertionError as error:
-        return str(error), None
-    return f"the last answer was {result!r}", result
+    return start
 
 
 def read_all(bootstrap: str, topic: str, isolation: str = "read_committed", timeout: float = 120) -> list[Message]:
