@@ -3,11 +3,12 @@
 Pure: records in, candles and notes out. Must never read a clock, or let a candle depend on anything but the
 order of its own symbol's records; how much of the log is read again after a restart changes nothing.
 
-A symbol's ids are the truth. A window closes when a trade of a later one, or a watermark, passes its end. Ids
-that were skipped may belong to any window from that of the trade before to that of the trade after; the candles
-of both name them as missing. A late trade goes into its window, out of these ranges, and narrows those of other
-windows: times follow ids. The candles that this changes are stated again, one revision higher, once the symbol's
-next record in order, or the end of the range, shows that the run of late trades is over.
+A symbol's ids are the truth. A window closes when a trade of a later one, or a watermark, passes its end, and takes
+no trade in sequence any more: one whose time steps back counts in the window that comes now, as in the exchange's
+klines (ADR 0012). Ids that were skipped may belong to any window from that of the trade before to that of the trade
+after; the candles of both name them as missing. A late trade goes into its window, out of these ranges, and narrows
+those of other windows: times follow ids. The candles that this changes are stated again, one revision higher, once
+the symbol's next record in order, or the end of the range, shows that the run of late trades is over.
 
 A trade far ahead of its own receipt is no proof of time: it waits until others have come that far (ADR 0011).
 

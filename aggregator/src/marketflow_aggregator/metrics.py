@@ -27,7 +27,10 @@ COUNTERS: Final = {
     "different": _CHECKED.labels("different"),
     "duplicates": Counter("trades_duplicate_total", "Trades dropped because their id was seen (also after a restart)"),
     "late": Counter("trades_late_total", "Trades merged into a window after later ones were seen"),
-    "stranded": Counter("trades_stranded_total", "Trades dropped: time stepped back beyond what can be revised"),
+    "stranded": Counter(
+        "trades_stranded_total",
+        "Trades left out: a day ahead of their receipt, or ahead and their minute has no candle",
+    ),
     "ahead": Counter("trades_ahead_total", "Trades far ahead of their own receipt: they wait for their time"),
     "cut": Counter("windows_cut_total", "First windows of a symbol without proof of their first trade: no candle"),
     "flat": Counter("candles_flat_total", "Candles of windows without trades"),

@@ -19,14 +19,14 @@ from .windows import Closed, Window, without
 if TYPE_CHECKING:
     from .candles import Candles
 
-__all__ = ["AHEAD", "AHEAD_TRADES", "DAY", "INTERVAL", "REACH", "Note", "Series"]
+__all__ = ["AHEAD", "AHEAD_TRADES", "DAY", "INTERVAL", "RECENT", "Note", "Series"]
 
 INTERVAL = "1m"
 DAY = 1440 * MINUTE
 """How long things wait: after this long without a record a symbol starts anew and is not waited for by a restart,
 and a missing trade that is later than this is not taken any more."""
-REACH = 3 * MINUTE
-"""Closed windows this recent can still take a trade whose time steps back."""
+RECENT = 3 * MINUTE
+"""Closed windows this recent are kept: the exchange's own word on them, a watermark's kline, comes after their end."""
 AHEAD = 10_000_000
 """A trade's time this far ahead of its own receipt is not believed: an hour closed by mistake cannot be taken back."""
 AHEAD_TRADES = 10_000
@@ -162,16 +162,15 @@ class Series:
         if self.next_id is None:
             self._begin(offset, trade, at)
             return
-        if self.amended and (missing or at >= self.closed):
-            self._flush()
+        # The exchange's klines tile the ids: one that it has closed takes no more, whatever time a trade names.
+        at = max(at, self.closed)
+        self._flush()
         window = self.window
         if missing:
             self._note("gap_seen", first_trade_id=missing[0][0], last_trade_id=missing[0][1])
             if window is not None:
                 window.missing += missing
-        if at < self.closed:
-            self._step_back(offset, trade, at)
-        elif window is not None and at < window.end:
+        if window is not None and at < window.end:
             window.load(merge(window.fold(), fold_of(trade)))
         else:
             self._close_window()
@@ -189,8 +188,13 @@ class Series:
             if all(t.trade_id != trade.trade_id for _, t in self.early.get(at, ())):
                 self._hold(offset, trade, at)
             return
-        if self.book.replaying and at >= self.closed and (window is None or trade.trade_id > window.last_id):
-            # Times have stepped back: a closed window holds a higher id, but this trade's window has no candle yet.
+        if (
+            self.book.replaying
+            and trade.traded_at - trade.received_at > AHEAD
+            and at >= self.closed
+            and (window is None or trade.trade_id > window.last_id)
+        ):
+            # It had waited for its window, which has no candle yet; a closed one holds a higher id.
             if window is None:
                 self._open(offset, trade, at, [])
             else:
@@ -364,12 +368,12 @@ class Series:
 
     def _prune(self) -> None:
         """Forget closed windows that nothing can change any more."""
-        if len(self.kept) <= REACH // MINUTE:
+        if len(self.kept) <= RECENT // MINUTE:
             return
         assert self.stated is not None
         order = sorted(self.kept)
         waiting = self.stated - DAY
-        needed = {at for at in order if at > self.stated - REACH} | self.amended
+        needed = {at for at in order if at > self.stated - RECENT} | self.amended
         for at in order:
             if at >= waiting and (self.kept[at].missing or self.kept[at].after):
                 needed.add(at)
@@ -482,16 +486,6 @@ class Series:
                     self._flat(flat, closed.close, closed.last_id)
                     self._amend(offset, flat)
 
-    def _step_back(self, offset: int, trade: Trade, at: int) -> None:
-        """An id in sequence whose time lies in a closed window: klines go by the time."""
-        closed = self.kept.get(at)
-        if closed is None:
-            self._strand(offset, trade)
-            return
-        self.book.counts["late"] += 1
-        closed.fold = merge(closed.fold, fold_of(trade))
-        self._amend(offset, at)
-
     def _amend(self, offset: int, at: int) -> None:
         self.amended.add(at)
         if self.amended_offset is None:
@@ -511,7 +505,7 @@ class Series:
         covered = False
         for at, after in pairwise(one.kept):
             # Ids missing in whole windows are in no candle; they show between two that follow one another, where
-            # no trade whose time stepped back or was ahead could be among them.
+            # no trade that had waited for its time could be among them.
             lo, hi = one.kept[at].highest + 1, one.kept[after].lowest - 1
             covered = covered or one.kept[at].whole
             if (

@@ -102,12 +102,6 @@ class Closed:
         """Price of its last trade, or of the last one before it."""
         return self.flat[0] if self.flat is not None and not self.fold.trade_count else self.fold.close
 
-    @property
-    def uneven(self) -> bool:
-        """Whether ids of other windows lie between its own: times of trades have stepped back."""
-        missing = sum(hi - lo + 1 for lo, hi in self.missing)
-        return self.highest - self.lowest + 1 - missing != self.fold.trade_count
-
 
 def without(ranges: list[IdRange], trade_id: int, *, below: bool = True, above: bool = True) -> list[IdRange]:
     """The ranges without the id; of the range that held it only what lies below, or above, if so wanted."""

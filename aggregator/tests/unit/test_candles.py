@@ -147,21 +147,58 @@ def test_while_the_last_price_is_not_known_there_is_no_flat_candle() -> None:
     assert brief(feed(book, trade(12, 1.9, "77"), offset=10)) == [(1, 2, 11, 12, (), 1), (2, 0, 13, 12, (), 0)]
 
 
-def test_a_trade_whose_time_steps_back_goes_where_its_time_says() -> None:
+@pytest.mark.parametrize("back", [1.99, 1.0, -5.0, -3000.0])
+def test_a_trade_whose_time_steps_back_over_a_closed_minute_counts_in_the_one_that_is_open(back: float) -> None:
     book = Candles()
     made = feed(
-        book, begin(), trade(11, 1.2, "3"), trade(12, 2.0), trade(13, 1.99, "4"), trade(14, 2.5), trade(15, 3.0)
+        book, begin(), trade(11, 1.2, "3"), trade(12, 2.0), trade(13, back, "4"), trade(14, 2.5), trade(15, 3.0)
     )
-    assert brief(made) == [(1, 1, 11, 11, (), 0), (1, 2, 11, 13, (), 1), (2, 2, 12, 14, (), 0)]
-    assert str(made[1].close) == "4.00000000"
+    assert brief(made) == [(1, 1, 11, 11, (), 0), (2, 3, 12, 14, (), 0)]
+    assert (str(made[1].high), str(made[1].low)) == ("10.00000000", "4.00000000")
+    assert (book.counts["late"], book.counts["revised"], book.counts["stranded"]) == (0, 0, 0)
 
 
-def test_a_time_that_steps_back_further_than_can_be_revised_is_counted_and_told() -> None:
+def test_a_trade_whose_time_steps_back_behind_a_watermark_counts_in_the_minute_that_begins_there() -> None:
     book = Candles()
-    minutes = [trade(11 + i, 1.5 + i) for i in range(6)]
-    feed(book, begin(), *minutes, trade(17, 1.6), trade(18, 7.5))
-    assert book.counts["stranded"] == 1
-    assert [n.facts["trade_id"] for n in book.notes if n.what == "stranded"] == [17]
+    made = feed(book, begin(), trade(11, 1.2), mark(3, 11), trade(12, 1.9, "4"), trade(13, 3.5), trade(14, 4.0))
+    assert brief(made) == [(1, 1, 11, 11, (), 0), (2, 0, 12, 11, (), 0), (3, 2, 12, 13, (), 0)]
+    assert str(made[2].open) == "4.00000000"
+
+
+def test_times_that_step_back_in_the_first_window_stay_in_it() -> None:
+    made = feed(Candles(), trade(9, 1.2), trade(10, 0.5), trade(11, 2.1), trade(12, 3.0))
+    assert brief(made) == [(2, 1, 11, 11, (), 0)]
+
+
+def test_ids_missing_before_a_trade_whose_time_steps_back_are_missing_where_it_counts() -> None:
+    book = Candles()
+    made = feed(book, begin(), trade(11, 1.2), mark(2, 11), trade(14, 1.9), trade(15, 3.0))
+    assert brief(made) == [(1, 1, 11, 11, (), 0), (2, 1, 12, 14, ((12, 13),), 0)]
+    assert brief(feed(book, trade(12, 1.8), trade(13, 1.7), offset=10)) == [(2, 3, 12, 14, (), 1)]
+
+
+def test_a_restart_puts_a_trade_whose_time_stepped_back_into_the_same_window() -> None:
+    log = [begin(), trade(11, 1.2), mark(2, 11), trade(12, 1.9), trade(13, 2.5), trade(14, 3.0)]
+    whole, book = Candles(), Candles()
+    (first, second) = feed(whole, *log)
+    assert brief([second]) == [(2, 2, 12, 13, (), 0)]
+    feed(book, *log[:4])
+    assert book.pins(4) == (3, 0)
+    again = Candles(floor=1)
+    again.restore(0, first)
+    again.replay([(3, 0, log[3])])
+    assert feed(again, *log[4:], offset=4) == [second]
+
+
+def test_reading_more_of_the_log_again_counts_no_trade_twice_that_went_where_its_neighbours_are() -> None:
+    # 12 comes late, and its time lies in the next minute; but 13 is in this one, and times follow ids.
+    log = [begin(), trade(11, 1.2), trade(13, 1.9), trade(12, 2.1), trade(14, 2.5), trade(15, 3.0)]
+    (first, second) = feed(Candles(), *log)
+    assert brief([first, second]) == [(1, 3, 11, 13, (), 0), (2, 1, 14, 14, (), 0)]
+    again = Candles(floor=1)
+    again.restore(0, first)
+    again.replay([(i, 0, event) for i, event in enumerate(log[:5])])
+    assert feed(again, *log[5:], offset=5) == [second]
 
 
 def test_a_trade_far_ahead_of_its_receipt_closes_nothing_and_waits_for_its_window() -> None:
