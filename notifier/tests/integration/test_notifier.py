@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,112 +15,25 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 from marketflow_common import codec, events
-from marketflow_stack.processes import end, free_port, spawn
-from marketflow_stack.testing import CreatedTopics, eventually
+from marketflow_stack.testing import CreatedTopics, Program, Programs, ask, eventually, free_port
 
 pytestmark = pytest.mark.broker
 CHANNELS = ("telegram", "discord")
 TOKEN, HOOK = "1234:very-secret-token", "very-secret-hook"
 
 
-class Recorder:
+class Recorder(Program):
     """The stand-in for Telegram and Discord, and what it was sent."""
 
-    def __init__(self, folder: Path) -> None:
-        self.port, self._log = free_port(), (folder / "recorder.log").open("ab")
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._file = folder / "recorded.jsonl"
-        self.start()
-
-    def start(self) -> None:
-        argv = [sys.executable, "-m", "marketflow_stack.recorder", "--port", str(self.port), "--file", str(self._file)]
-        self._process = spawn(argv, output=self._log)
-        eventually(self._answers)
-
-    def stop(self) -> None:
-        end(self._process, deadline=5)
-
-    def close(self) -> None:
-        self.stop()
-        self._log.close()
-
-    def _answers(self) -> bool:
-        try:
-            return self._get("/health") is not None
-        except OSError:
-            return False
-
-    def _get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url + path, timeout=5) as answer:
-            return json.load(answer)
-
     def texts(self, channel: str) -> list[str]:
-        return [message["text"] for message in self._get("/recorded") if message["channel"] == channel]
+        return [message["text"] for message in ask(self.url + "/recorded") if message["channel"] == channel]
 
     def references(self, channel: str) -> list[str]:
         """Every reference in order of arrival; one that came twice is here twice."""
         return re.findall(r"\w+/\d+@\d+$", "\n".join(self.texts(channel)), re.MULTILINE)
 
     def fault(self, **fault: Any) -> None:
-        body = json.dumps(fault).encode()
-        request = urllib.request.Request(self.url + "/faults", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            assert answer.status == 200
-
-
-class Notifier:
-    """One process of the service under the test's own topics."""
-
-    def __init__(self, topics: CreatedTopics, telegram: str, discord: str, folder: Path, **settings: str) -> None:
-        self._log_file = folder / "notifier.log"
-        self._output = self._log_file.open("ab")
-        self.port = free_port()
-        values = {
-            "NOTIFIER_HTTP_PORT": str(self.port),
-            "NOTIFIER_TELEGRAM_URL": f"{telegram}/bot",
-            "NOTIFIER_TELEGRAM_TOKEN": TOKEN,
-            "NOTIFIER_TELEGRAM_CHAT_ID": "42",
-            "NOTIFIER_DISCORD_WEBHOOK_URL": f"{discord}/api/webhooks/1/{HOOK}",
-            "NOTIFIER_BATCH_SECONDS": "0.1",
-            "NOTIFIER_TIMEOUT_SECONDS": "5",
-            "KAFKA_BOOTSTRAP_SERVERS": topics.bootstrap,
-            "KAFKA_TOPIC_PREFIX": topics.prefix,
-            **settings,
-        }
-        self._env = os.environ | {f"MARKETFLOW_{name}": value for name, value in values.items()}
-        self.start()
-
-    def start(self) -> None:
-        self.process: subprocess.Popen[bytes] = spawn(
-            [sys.executable, "-m", "marketflow_notifier"], output=self._output, env=self._env
-        )
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def ready(self) -> dict[str, Any]:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5) as answer:
-                return dict(json.load(answer))
-        except urllib.error.HTTPError as error:
-            with error:
-                return dict(json.load(error))
-        except OSError:
-            return {"ready": False, "reason": "does not answer"}
-
-    def metric(self, line: str) -> float:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
-            found = re.search(rf"^{re.escape(line)} (\S+)$", answer.read().decode(), re.MULTILINE)
-        return float(found[1]) if found else 0.0
-
-    def log(self) -> str:
-        return self._log_file.read_text()
-
-    def close(self) -> None:
-        if not self._output.closed:
-            end(self.process, deadline=10)
-            self._output.close()
+        ask(self.url + "/faults", fault, "POST")
 
 
 class Feed:
@@ -201,10 +107,18 @@ ACCEPTED = events.OrderAccepted("main", "mf-1", "s1", "ETHUSDT", 5, 1)
 
 
 @pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[Recorder]:
-    recorder = Recorder(tmp_path)
-    yield recorder
-    recorder.close()
+def another_recorder(programs: Programs, tmp_path: Path) -> Callable[[], Recorder]:
+    def start() -> Recorder:
+        port = free_port()
+        arguments = ["-m", "marketflow_stack.recorder", "--port", str(port), "--file", str(tmp_path / f"{port}.jsonl")]
+        return programs.start(Recorder, "recorder", arguments, {}, port).wait_for("/health")
+
+    return start
+
+
+@pytest.fixture
+def recorder(another_recorder: Callable[[], Recorder]) -> Recorder:
+    return another_recorder()
 
 
 @pytest.fixture
@@ -213,10 +127,27 @@ def feed(topics: CreatedTopics) -> Feed:
 
 
 @pytest.fixture
-def notifier(topics: CreatedTopics, recorder: Recorder, tmp_path: Path) -> Iterator[Notifier]:
-    notifier = Notifier(topics, recorder.url, recorder.url, tmp_path)
-    yield notifier
-    notifier.close()
+def start(service: Callable[..., Program]) -> Callable[..., Program]:
+    """``start(telegram, discord)`` starts a notifier that takes these URLs for the two."""
+
+    def begin(telegram: str, discord: str, **settings: str) -> Program:
+        return service(
+            "notifier",
+            NOTIFIER_TELEGRAM_URL=f"{telegram}/bot",
+            NOTIFIER_TELEGRAM_TOKEN=TOKEN,
+            NOTIFIER_TELEGRAM_CHAT_ID="42",
+            NOTIFIER_DISCORD_WEBHOOK_URL=f"{discord}/api/webhooks/1/{HOOK}",
+            NOTIFIER_BATCH_SECONDS="0.1",
+            NOTIFIER_TIMEOUT_SECONDS="5",
+            **settings,
+        )
+
+    return begin
+
+
+@pytest.fixture
+def notifier(start: Callable[..., Program], recorder: Recorder) -> Program:
+    return start(recorder.url, recorder.url)
 
 
 def burst(count: int) -> list[tuple[int, events.Event]]:
@@ -226,7 +157,7 @@ def burst(count: int) -> list[tuple[int, events.Event]]:
 
 
 def test_all_that_is_due_arrives_once_in_both_channels_and_bursts_are_few_messages(
-    recorder: Recorder, feed: Feed, notifier: Notifier
+    recorder: Recorder, feed: Feed, notifier: Program
 ) -> None:
     feed.put(*burst(300))
     feed.put(*burst(50), commit=False)  # what was aborted was never said
@@ -245,11 +176,11 @@ def test_all_that_is_due_arrives_once_in_both_channels_and_bursts_are_few_messag
         sent = f'notifications_sent_total{{channel="{channel}"}}'
         assert eventually(lambda: notifier.metric(sent)) == len(feed.due)  # noqa: B023
         assert notifier.metric(f'notification_delay_seconds_count{{channel="{channel}"}}') == len(feed.due)
-    assert notifier.ready()["ready"]
+    assert notifier.answers("/readyz")
 
 
 def test_after_a_kill_at_most_the_message_in_flight_comes_twice(
-    recorder: Recorder, feed: Feed, notifier: Notifier
+    recorder: Recorder, feed: Feed, notifier: Program
 ) -> None:
     killed_at = []
     for round_ in range(3):
@@ -258,7 +189,7 @@ def test_after_a_kill_at_most_the_message_in_flight_comes_twice(
         eventually(lambda: len(recorder.texts("discord")) >= want, interval=0.002)  # noqa: B023
         notifier.kill()
         killed_at.append({channel: len(recorder.texts(channel)) for channel in CHANNELS})
-        notifier.start()
+        notifier.launch()
     for channel in CHANNELS:
         eventually(lambda: set(recorder.references(channel)) == set(feed.due), timeout=90)  # noqa: B023
         texts = recorder.texts(channel)
@@ -268,19 +199,18 @@ def test_after_a_kill_at_most_the_message_in_flight_comes_twice(
         assert repeated <= set(re.findall(r"\w+/\d+@\d+$", in_flight, re.MULTILINE))
 
 
-def test_a_stop_in_the_middle_repeats_nothing(recorder: Recorder, feed: Feed, notifier: Notifier) -> None:
+def test_a_stop_in_the_middle_repeats_nothing(recorder: Recorder, feed: Feed, notifier: Program) -> None:
     feed.put(*burst(400))
     eventually(lambda: recorder.texts("discord"), interval=0.002)
-    assert end(notifier.process, deadline=20)
-    assert notifier.process.returncode == 0
-    notifier.start()
+    assert notifier.stop(20) == 0
+    notifier.launch()
     for channel in CHANNELS:
         eventually(lambda: set(recorder.references(channel)) == set(feed.due), timeout=60)  # noqa: B023
         assert Counter(recorder.references(channel)) == Counter(feed.due)
 
 
-def test_retry_after_is_honoured(recorder: Recorder, feed: Feed, notifier: Notifier) -> None:
-    eventually(lambda: notifier.ready()["ready"])
+def test_retry_after_is_honoured(recorder: Recorder, feed: Feed, notifier: Program) -> None:
+    notifier.wait_ready()
     for channel in CHANNELS:
         recorder.fault(kind="retry_after", channel=channel, count=1, seconds=2)
     began = time.monotonic()
@@ -292,7 +222,7 @@ def test_retry_after_is_honoured(recorder: Recorder, feed: Feed, notifier: Notif
         assert notifier.metric(f'notifications_failed_total{{channel="{channel}"}}') == 1
 
 
-def test_a_lost_answer_and_server_errors_lose_nothing(recorder: Recorder, feed: Feed, notifier: Notifier) -> None:
+def test_a_lost_answer_and_server_errors_lose_nothing(recorder: Recorder, feed: Feed, notifier: Program) -> None:
     recorder.fault(kind="lost_answer", channel="telegram")
     recorder.fault(kind="error", channel="discord", count=2, status=503)
     feed.put(*burst(10))
@@ -301,7 +231,7 @@ def test_a_lost_answer_and_server_errors_lose_nothing(recorder: Recorder, feed: 
     assert Counter(recorder.references("discord")) == Counter(feed.due)
 
 
-def test_a_text_that_is_refused_goes_out_in_short_form(recorder: Recorder, feed: Feed, notifier: Notifier) -> None:
+def test_a_text_that_is_refused_goes_out_in_short_form(recorder: Recorder, feed: Feed, notifier: Program) -> None:
     for channel in CHANNELS:
         recorder.fault(kind="error", channel=channel, count=1, status=400)
     feed.put((1, rejected("a reason")))
@@ -313,25 +243,23 @@ def test_a_text_that_is_refused_goes_out_in_short_form(recorder: Recorder, feed:
 
 @pytest.mark.parametrize("down", CHANNELS)
 def test_a_channel_that_is_down_does_not_hold_up_the_other(
-    down: str, topics: CreatedTopics, recorder: Recorder, feed: Feed, tmp_path: Path
+    down: str,
+    start: Callable[..., Program],
+    recorder: Recorder,
+    another_recorder: Callable[[], Recorder],
+    feed: Feed,
 ) -> None:
-    (tmp_path / "other").mkdir()
-    other = Recorder(tmp_path / "other")
+    other = another_recorder()
     other.stop()
-    urls = {channel: other.url if channel == down else recorder.url for channel in CHANNELS}
-    notifier = Notifier(topics, urls["telegram"], urls["discord"], tmp_path)
-    try:
-        up = next(channel for channel in CHANNELS if channel != down)
-        for _ in range(3):
-            feed.put(*burst(10))
-            eventually(lambda: Counter(recorder.references(up)) == Counter(feed.due))
-        eventually(lambda: notifier.metric(f'notifications_waiting{{channel="{down}"}}') == len(feed.due))
-        other.start()
-        eventually(lambda: Counter(other.references(down)) == Counter(feed.due), timeout=60)
-        assert eventually(lambda: notifier.ready()["ready"])
-    finally:
-        notifier.close()
-        other.close()
+    notifier = start(*(other.url if channel == down else recorder.url for channel in CHANNELS))
+    up = next(channel for channel in CHANNELS if channel != down)
+    for _ in range(3):
+        feed.put(*burst(10))
+        eventually(lambda: Counter(recorder.references(up)) == Counter(feed.due))
+    eventually(lambda: notifier.metric(f'notifications_waiting{{channel="{down}"}}') == len(feed.due))
+    other.launch().wait_for("/health")
+    eventually(lambda: Counter(other.references(down)) == Counter(feed.due))
+    notifier.wait_ready()
 
 
 class _Refusing(threading.Thread):
@@ -361,49 +289,49 @@ class _Refusing(threading.Thread):
         self.server.serve_forever(0.05)
 
 
+@pytest.fixture
+def refusing() -> Iterator[str]:
+    """The URL of a server that refuses every token."""
+    server = _Refusing()
+    server.start()
+    yield server.url
+    server.server.shutdown()
+    server.server.server_close()
+    server.join()
+
+
 def test_a_wrong_token_shows_in_readiness_and_no_secret_in_the_log(
-    topics: CreatedTopics, recorder: Recorder, feed: Feed, tmp_path: Path
+    start: Callable[..., Program], refusing: str, recorder: Recorder, feed: Feed
 ) -> None:
-    refusing = _Refusing()
-    refusing.start()
-    notifier = Notifier(topics, refusing.url, refusing.url, tmp_path)
-    try:
-        feed.put(*burst(10))
+    notifier = start(refusing, refusing)
+    feed.put(*burst(10))
 
-        def both_told() -> dict[str, Any] | None:
-            state = notifier.ready()
-            return state if "WEBHOOK" in state["reason"] and "TOKEN" in state["reason"] else None
+    def both_told() -> dict[str, Any] | None:
+        state = notifier.health()
+        reason = state.get("reason", "")
+        return state if "WEBHOOK" in reason and "TOKEN" in reason else None
 
-        state = eventually(both_told)
-        assert not state["ready"]
-        assert state["alive"]
-        assert "set MARKETFLOW_NOTIFIER_TELEGRAM_TOKEN" in state["channels"]["telegram"]
-        assert "set MARKETFLOW_NOTIFIER_DISCORD_WEBHOOK_URL" in state["channels"]["discord"]
-        # The remedy is a restart with the right ones: nothing was dropped meanwhile.
-        notifier.close()
-        assert '"event": "channel_broken"' in notifier.log()
-        mended = Notifier(topics, recorder.url, recorder.url, tmp_path)
-        try:
-            for channel in CHANNELS:
-                eventually(lambda: Counter(recorder.references(channel)) == Counter(feed.due))  # noqa: B023
-        finally:
-            mended.close()
-        for secret in (TOKEN, HOOK):
-            assert secret not in mended.log()
-    finally:
-        notifier.close()
-        refusing.server.shutdown()
-        refusing.server.server_close()
-        refusing.join()
+    state = eventually(both_told)
+    assert state is not None
+    assert not state["ready"]
+    assert state["alive"]
+    assert "set MARKETFLOW_NOTIFIER_TELEGRAM_TOKEN" in state["channels"]["telegram"]
+    assert "set MARKETFLOW_NOTIFIER_DISCORD_WEBHOOK_URL" in state["channels"]["discord"]
+    # The remedy is a restart with the right ones: nothing was dropped meanwhile.
+    notifier.stop()
+    assert '"event": "channel_broken"' in notifier.log.read_text()
+    mended = start(recorder.url, recorder.url)
+    for channel in CHANNELS:
+        eventually(lambda: Counter(recorder.references(channel)) == Counter(feed.due))  # noqa: B023
+    mended.stop()
+    for secret in (TOKEN, HOOK):
+        assert secret not in notifier.log.read_text() + mended.log.read_text()
 
 
 def test_only_the_events_that_are_asked_for_are_told(
-    topics: CreatedTopics, recorder: Recorder, feed: Feed, tmp_path: Path
+    start: Callable[..., Program], recorder: Recorder, feed: Feed
 ) -> None:
-    notifier = Notifier(topics, recorder.url, recorder.url, tmp_path, NOTIFIER_EVENTS="order_rejected")
-    try:
-        feed.put(*burst(10))
-        wanted = [r for r in feed.due if r.startswith("order_events/")]
-        eventually(lambda: Counter(recorder.references("telegram")) == Counter(wanted))
-    finally:
-        notifier.close()
+    start(recorder.url, recorder.url, NOTIFIER_EVENTS="order_rejected")
+    feed.put(*burst(10))
+    wanted = [r for r in feed.due if r.startswith("order_events/")]
+    eventually(lambda: Counter(recorder.references("telegram")) == Counter(wanted))

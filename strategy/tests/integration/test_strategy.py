@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -22,7 +16,7 @@ from marketflow_common.intervals import MINUTE
 from marketflow_common.kafka.client import Record
 from marketflow_common.kafka.source import Publisher
 from marketflow_common.settings import KafkaSettings
-from marketflow_stack.testing import CreatedTopics, eventually, free_port, read_all
+from marketflow_stack.testing import CreatedTopics, Program, eventually, read_all
 from marketflow_strategy.band import Band, BandParameters
 from marketflow_strategy.lane import SignalLane
 from marketflow_strategy.levels import WeakLevels, WeakLevelsParameters
@@ -34,52 +28,11 @@ LEVELS = {"lookback": 6, "swing": 1, "bias_window": 3, "momentum_window": 1, "vo
 SYMBOLS = ("ETHUSDT", "BTCUSDT", "BNBUSDT", "SOLUSDT")
 
 
-class Strategy:
-    """One process."""
-
-    def __init__(self, topics: CreatedTopics, log: Path) -> None:
-        self.port, self.log = free_port(), log
-        environment = {
-            "MARKETFLOW_KAFKA_BOOTSTRAP_SERVERS": topics.bootstrap,
-            "MARKETFLOW_KAFKA_TOPIC_PREFIX": topics.prefix,
-            "MARKETFLOW_STRATEGY_HTTP_PORT": str(self.port),
-            "MARKETFLOW_STRATEGY_PARAMETERS": json.dumps({"band": BAND, "weak_levels": LEVELS}),
-        }
-        with log.open("wb") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "marketflow_strategy"], env=os.environ | environment, stderr=out, stdout=out
-            )
-
-    def ready(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def metric(self, name: str) -> float:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=2) as answer:
-            lines = answer.read().decode().splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
-
-
 @pytest.fixture
-def strategy(topics: CreatedTopics, tmp_path: Path) -> Iterator[Callable[[], Strategy]]:
-    running: list[Strategy] = []
-
-    def start() -> Strategy:
-        one = Strategy(topics, tmp_path / f"strategy-{len(running)}.log")
-        running.append(one)
-        eventually(one.ready, timeout=60)
-        return one
-
-    yield start
-    for one in running:
-        if one.process.poll() is None:
-            one.process.send_signal(signal.SIGCONT)
-            one.process.kill()
-        one.process.wait()
+def strategy(service: Callable[..., Program]) -> Callable[[], Program]:
+    """Starts one more process; it is ready when it is returned."""
+    parameters = json.dumps({"band": BAND, "weak_levels": LEVELS})
+    return lambda: service("strategy", STRATEGY_PARAMETERS=parameters).wait_ready()
 
 
 @pytest.fixture
@@ -145,7 +98,7 @@ def expect(topics: CreatedTopics, candles: list[Candle]) -> Callable[[], None]:
 
 
 def test_each_candle_gives_one_signal_per_strategy(
-    strategy: Callable[[], Strategy],
+    strategy: Callable[[], Program],
     publish: Callable[[list[Candle]], None],
     candles: list[Candle],
     expect: Callable[[], None],
@@ -154,12 +107,11 @@ def test_each_candle_gives_one_signal_per_strategy(
     publish(candles)
     expect()
     assert one.metric("signals_generated_total") == 2 * len(candles)
-    one.process.send_signal(signal.SIGTERM)
-    assert one.process.wait(15) == 0
+    assert one.stop(15) == 0
 
 
 def test_killed_again_and_again_it_says_the_same(
-    strategy: Callable[[], Strategy],
+    strategy: Callable[[], Program],
     publish: Callable[[list[Candle]], None],
     candles: list[Candle],
     expect: Callable[[], None],
@@ -169,15 +121,14 @@ def test_killed_again_and_again_it_says_the_same(
         one = strategy()
         publish(part)
         eventually(lambda one=one: one.metric("signals_generated_total") > 0)
-        one.process.kill()
-        one.process.wait()
+        one.kill()
     strategy()
     publish(candles[2 * third :])
     expect()
 
 
 def test_one_that_was_frozen_while_another_took_over_says_nothing_twice(
-    strategy: Callable[[], Strategy],
+    strategy: Callable[[], Program],
     publish: Callable[[list[Candle]], None],
     candles: list[Candle],
     expect: Callable[[], None],
@@ -188,9 +139,9 @@ def test_one_that_was_frozen_while_another_took_over_says_nothing_twice(
     eventually(lambda: frozen.metric("signals_generated_total") > 0)
     other = strategy()
     publish(candles[third : third + 10])
-    frozen.process.send_signal(signal.SIGSTOP)
+    frozen.signal(signal.SIGSTOP)
     publish(candles[third + 10 : 2 * third])
     eventually(lambda: other.metric("owned_partitions") == 3, timeout=60)
-    frozen.process.send_signal(signal.SIGCONT)
+    frozen.signal(signal.SIGCONT)
     publish(candles[2 * third :])
     expect()
