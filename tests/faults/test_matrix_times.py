@@ -1,4 +1,4 @@
-"""The fault matrix, trades: lost for good, late, from the future, a thousand at once.
+"""The fault matrix, trades: lost for good, late, stepped back, from the future, a thousand at once.
 
 Every case ends with the audit's market part clean.
 """
@@ -6,6 +6,7 @@ Every case ends with the audit's market part clean.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -33,6 +34,20 @@ def test_what_comes_after_the_deadline_is_published_late_and_its_candle_is_state
     again = found.revised
     assert [candle.open_time for candle in again] == [minute]
     assert again[0].missing == ()
+
+
+def test_a_trade_whose_time_steps_back_across_the_minute_is_kept_and_counted_where_the_exchange_does(
+    chain: Make, clean: Make
+) -> None:
+    one = chain(minutes=4, speed=30)
+    happened = one.exchange.fault("step_back", symbol="ETHUSDT", at_us=START + 20 * SECOND)["happened_us"]
+    one.exchange.start()
+    found = clean(one.exchange)
+    trades = found.trades()
+    back = [b for a, b in pairwise(trades) if b.traded_at < a.traded_at]
+    assert [trade.traded_at for trade in back] == [START + 60 * SECOND - 1_000]
+    assert happened > START + 60 * SECOND
+    assert not found.revised
 
 
 def test_a_timestamp_an_hour_ahead_changes_no_candle(chain: Make, clean: Make) -> None:
