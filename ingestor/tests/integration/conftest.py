@@ -3,90 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from marketflow_common import codec
 from marketflow_common.events import Event, Gap, Trade, Watermark
-from marketflow_stack.testing import CreatedTopics, eventually, free_port, read_all
+from marketflow_stack.testing import CreatedTopics, Exchange, Program, Programs, ask, eventually, read_all
 
 START_MS = 1_700_000_040_000 // 60_000 * 60_000
 
 
-def ask(url: str, body: Any = None, method: str = "GET") -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, data=data, method=method), timeout=10) as answer:
-        return json.load(answer)
-
-
-@dataclass
-class Process:
-    """A running program that serves HTTP on ``port`` and writes to ``log``."""
-
-    process: subprocess.Popen[bytes]
-    port: int
-    log: Path
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def answers(self, path: str) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
-        try:
-            ask(self.url + path)
-        except (urllib.error.URLError, OSError):
-            return False
-        return True
-
-    def wait_ready(self) -> None:
-        eventually(lambda: self.answers("/readyz"), timeout=90)
-
-    def owned(self) -> list[int]:
-        """Partitions that an ingestor works on, ready or not."""
-        try:
-            return list(ask(self.url + "/readyz").get("partitions", []))
-        except urllib.error.HTTPError as error:
-            return list(json.loads(error.read()).get("partitions", []))
-        except OSError:
-            return []
-
-    def metric(self, name: str) -> float:
-        with urllib.request.urlopen(self.url + "/metrics", timeout=5) as answer:
-            lines = answer.read().decode().splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def wait(self, timeout: float = 90) -> int:
-        return self.process.wait(timeout)
-
-
-class Simulator(Process):
-    """The exchange."""
-
-    def market(self) -> Any:
-        return ask(self.url + "/sim/market")
-
-    def start(self) -> None:
-        ask(self.url + "/sim/market/start", method="POST")
-
-    def fault(self, **fault: Any) -> None:
-        ask(self.url + "/sim/faults", fault, "POST")
-
-    def heal(self) -> None:
-        ask(self.url + "/sim/faults", method="DELETE")
+class Simulator(Exchange):
+    """The exchange, and what it says of its symbols."""
 
     def status(self, symbol: str) -> str:
         listed = ask(f"{self.url}/api/v3/exchangeInfo")["symbols"]
@@ -97,59 +30,23 @@ class Simulator(Process):
 
 
 @pytest.fixture
-def processes() -> Iterator[list[Process]]:
-    running: list[Process] = []
-    yield running
-    for one in reversed(running):
-        if one.process.poll() is None:
-            one.process.send_signal(signal.SIGCONT)
-            one.process.kill()
-        one.process.wait()
-
-
-@pytest.fixture
-def simulator(processes: list[Process], tmp_path: Path) -> Callable[..., Simulator]:
+def simulator(programs: Programs) -> Callable[..., Simulator]:
     """Starts the exchange with settings as keywords; its market waits for ``start()``."""
-
-    def begin(**settings: Any) -> Simulator:
-        port, log = free_port(), tmp_path / f"simulator-{len(processes)}.log"
-        values = {"port": port, "autostart": "false", **settings}
-        environ = {f"MARKETFLOW_SIMULATOR_{name.upper()}": str(value) for name, value in values.items()}
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "marketflow_simulator"], env=os.environ | environ, stderr=out, stdout=out
-            )
-        one = Simulator(process, port, log)
-        processes.append(one)
-        eventually(lambda: one.answers("/sim/health"), timeout=90)
-        return one
-
-    return begin
+    return partial(programs.exchange, Simulator)
 
 
 @pytest.fixture
-def ingestor(processes: list[Process], tmp_path: Path, topics: CreatedTopics) -> Callable[..., Process]:
+def ingestor(service: Callable[..., Program]) -> Callable[..., Program]:
     """Starts an ingestor against an exchange, its own settings as keywords, KAFKA_ settings in capitals."""
 
-    def begin(exchange: Simulator, symbols: str = "ETHUSDT", **settings: Any) -> Process:
-        port, log = free_port(), tmp_path / f"ingestor-{len(processes)}.log"
-        values = {
-            "INGESTOR_SYMBOLS": symbols,
-            "INGESTOR_HTTP_PORT": port,
-            "INGESTOR_WS_URL": f"ws://127.0.0.1:{exchange.port}",
-            "INGESTOR_REST_URL": exchange.url,
-            "KAFKA_BOOTSTRAP_SERVERS": topics.bootstrap,
-            "KAFKA_TOPIC_PREFIX": topics.prefix,
+    def begin(exchange: Simulator, symbols: str = "ETHUSDT", **settings: Any) -> Program:
+        return service(
+            "ingestor",
+            INGESTOR_SYMBOLS=symbols,
+            INGESTOR_WS_URL=f"ws://127.0.0.1:{exchange.port}",
+            INGESTOR_REST_URL=exchange.url,
             **{name if name.isupper() else f"INGESTOR_{name.upper()}": value for name, value in settings.items()},
-        }
-        environ = {f"MARKETFLOW_{name}": str(value) for name, value in values.items()}
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "marketflow_ingestor"], env=os.environ | environ, stderr=out, stdout=out
-            )
-        one = Process(process, port, log)
-        processes.append(one)
-        return one
+        )
 
     return begin
 

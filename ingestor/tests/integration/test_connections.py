@@ -17,8 +17,7 @@ def test_a_connection_that_falls_silent_is_replaced_and_what_it_kept_back_is_fil
     pings: bool, simulator: Make, ingestor: Make, capture: Make, whole: Make
 ) -> None:
     exchange = simulator(replay=capture(12_000, every_ms=100), speed=60)
-    one = ingestor(exchange, stall_floor_s=1)
-    one.wait_ready()
+    one = ingestor(exchange, stall_floor_s=1).wait_ready()
     exchange.start()
     eventually(lambda: exchange.published() > 2_000, interval=0.05)
     exchange.fault(kind="stall", seconds=300, pings=pings)
@@ -32,8 +31,7 @@ def test_a_second_connection_takes_over_before_the_exchange_shuts_down(
     simulator: Make, ingestor: Make, capture: Make, whole: Make
 ) -> None:
     exchange = simulator(replay=capture(6_000), speed=30)
-    one = ingestor(exchange)
-    one.wait_ready()
+    one = ingestor(exchange).wait_ready()
     exchange.start()
     eventually(lambda: exchange.published() > 500, interval=0.05)
     exchange.fault(kind="server_shutdown", seconds=30)
@@ -47,8 +45,7 @@ def test_an_old_connection_is_replaced_without_a_hole(
     simulator: Make, ingestor: Make, capture: Make, whole: Make
 ) -> None:
     exchange = simulator(replay=capture(6_000), speed=30)
-    one = ingestor(exchange, connection_age_s=2)
-    one.wait_ready()
+    one = ingestor(exchange, connection_age_s=2).wait_ready()
     exchange.start()
     found = whole(exchange)
     assert not found.gaps
@@ -60,8 +57,7 @@ def test_a_silent_market_costs_little_and_connections_stay(
     simulator: Make, ingestor: Make, capture: Make, whole: Make
 ) -> None:
     exchange = simulator(replay=capture(3_000, pause_at=2_000), speed=15)
-    one = ingestor(exchange, stall_floor_s=1)
-    one.wait_ready()
+    one = ingestor(exchange, stall_floor_s=1).wait_ready()
     exchange.start()
     whole(exchange)
     eventually(lambda: one.metric("ingestor_suspicions_total") >= 2, timeout=60)
@@ -74,8 +70,7 @@ def test_a_trade_an_hour_ahead_is_published_as_rest_has_it(
     simulator: Make, ingestor: Make, capture: Make, whole: Make
 ) -> None:
     exchange = simulator(replay=capture(2_400), speed=60)
-    one = ingestor(exchange)
-    one.wait_ready()
+    one = ingestor(exchange).wait_ready()
     exchange.fault(kind="time_shift", from_id=1_500, count=3, ms=3_600_000)
     exchange.start()
     found = whole(exchange)
@@ -88,8 +83,7 @@ def test_who_is_told_to_wait_waits_and_fills_later(
     kind: str, status: str, simulator: Make, ingestor: Make, capture: Make, whole: Make
 ) -> None:
     exchange = simulator(replay=capture(6_000), speed=60)
-    one = ingestor(exchange)
-    one.wait_ready()
+    one = ingestor(exchange).wait_ready()
     exchange.fault(kind="skip", from_id=2_000, count=50)
     exchange.start()
     eventually(lambda: exchange.published() > 900, interval=0.02)
@@ -104,8 +98,7 @@ def test_who_is_told_to_wait_waits_and_fills_later(
 
 def test_the_exchanges_weight_limit_is_kept(simulator: Make, ingestor: Make, capture: Make, feed: Make) -> None:
     exchange = simulator(replay=capture(6_000), speed=60, weight_limit=300)
-    one = ingestor(exchange)
-    one.wait_ready()
+    one = ingestor(exchange).wait_ready()
     exchange.fault(kind="skip", from_id=1_100, count=4_500)
     exchange.start()
     eventually(lambda: feed().ids[-1:] == [6_999], timeout=150, interval=0.5)
@@ -117,8 +110,7 @@ def test_the_exchanges_weight_limit_is_kept(simulator: Make, ingestor: Make, cap
 def test_the_exchanges_clock_is_measured(simulator: Make, ingestor: Make, capture: Make) -> None:
     exchange = simulator(replay=capture(100), speed=60)
     exchange.fault(kind="clock_skew", ms=-20_000)
-    one = ingestor(exchange, clock_every_s=1)
-    one.wait_ready()
+    one = ingestor(exchange, clock_every_s=1).wait_ready()
     eventually(lambda: abs(one.metric("ingestor_clock_offset_seconds") + 20) < 1)
     assert "clock_off" in one.log.read_text()
     exchange.heal()
@@ -129,8 +121,7 @@ def test_a_hole_is_filled_from_aggregates_of_one_trade_where_the_trades_themselv
     simulator: Make, ingestor: Make, capture: Make, whole: Make
 ) -> None:
     exchange = simulator(replay=capture(2_400), speed=60)
-    one = ingestor(exchange)
-    one.wait_ready()
+    one = ingestor(exchange).wait_ready()
     exchange.fault(kind="skip", from_id=1_700, count=40)
     exchange.start()
     eventually(lambda: exchange.published() > 500, interval=0.02)

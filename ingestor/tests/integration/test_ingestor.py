@@ -22,8 +22,7 @@ def test_a_replay_at_full_speed_is_published_once_and_in_order(
     simulator: Make, ingestor: Make, capture: Make, whole: Make
 ) -> None:
     exchange = simulator(replay=capture(3_000, pause_at=1_500, lost=frozenset({700, 701})), speed="max")
-    one = ingestor(exchange)
-    one.wait_ready()
+    one = ingestor(exchange).wait_ready()
     exchange.start()
     found = whole(exchange)
     assert [(g.first_trade_id, g.last_trade_id, g.final) for g in found.gaps] == [(1_700, 1_701, True)]
@@ -31,8 +30,7 @@ def test_a_replay_at_full_speed_is_published_once_and_in_order(
     assert len(found.watermarks) == found.trades[-1].traded_at // 60_000_000 - found.trades[0].traded_at // 60_000_000
     assert 0 in [mark.kline.trade_count for mark in found.watermarks]
     begin = time.monotonic()
-    one.signal(signal.SIGTERM)
-    assert one.wait() == 0
+    assert one.stop() == 0
     assert time.monotonic() - begin < 15
 
 
@@ -43,8 +41,7 @@ def test_the_first_minute_of_a_running_market_is_filled_back_to_its_start(
     exchange.start()
     one = ingestor(exchange)
     eventually(lambda: len(feed().watermarks) >= 2, timeout=90, interval=0.5)
-    one.signal(signal.SIGTERM)
-    assert one.wait() == 0
+    assert one.stop() == 0
     found = feed()
     found.check_trades(exchange, found.ids[0], found.ids[-1])
     found.check_watermarks()
@@ -58,8 +55,7 @@ def test_skipped_repeated_and_reordered_ids_and_a_lost_connection_leave_no_trace
     simulator: Make, ingestor: Make, capture: Make, whole: Make
 ) -> None:
     exchange = simulator(replay=capture(2_400), speed=60)
-    one = ingestor(exchange)
-    one.wait_ready()
+    one = ingestor(exchange).wait_ready()
     for fault in (
         {"kind": "skip", "from_id": 1_200, "count": 1},
         {"kind": "skip", "from_id": 1_400, "count": 120},
@@ -80,9 +76,8 @@ def test_skipped_repeated_and_reordered_ids_and_a_lost_connection_leave_no_trace
 def test_what_rest_does_not_give_in_time_becomes_a_gap_and_comes_late_even_after_a_kill(
     simulator: Make, ingestor: Make, capture: Make, feed: Make
 ) -> None:
-    exchange = simulator(replay=capture(1_200, lost=frozenset({303})), speed=60)
-    one = ingestor(exchange, fill_deadline_s=0.5)
-    one.wait_ready()
+    exchange = simulator(replay=capture(1_200, lost=frozenset({303})), speed=20)
+    one = ingestor(exchange, fill_deadline_s=0.5).wait_ready()
     exchange.fault(kind="skip", from_id=1_300, count=6)
     exchange.start()
     eventually(lambda: exchange.published() > 100, interval=0.01)
@@ -93,21 +88,17 @@ def test_what_rest_does_not_give_in_time_becomes_a_gap_and_comes_late_even_after
     assert [(g.first_trade_id, g.last_trade_id, g.final) for g in found.gaps] == [(1_300, 1_306, False)]
     assert "503" in found.gaps[0].reason
     assert one.metric("ingestor_gaps_total") == 1
-    one.signal(signal.SIGKILL)
-    one.wait()
+    one.kill()
     exchange.heal()
     two = ingestor(exchange)
     eventually(lambda: two.answers("/healthz") and two.metric("ingestor_late_total") == 6)
     eventually(lambda: two.metric("ingestor_open_gaps") == 0)
-    two.signal(signal.SIGTERM)
-    assert two.wait() == 0
+    assert two.stop() == 0
     found = feed()
     assert found.ids[-6:] == [1_300, 1_301, 1_302, 1_304, 1_305, 1_306]
     assert [(g.first_trade_id, g.last_trade_id) for g in found.gaps if g.final] == [(1_303, 1_303)]
-    three = ingestor(exchange)
-    three.wait_ready()
-    three.signal(signal.SIGTERM)
-    assert three.wait() == 0
+    three = ingestor(exchange).wait_ready()
+    assert three.stop() == 0
     assert feed().events == found.events
 
 
@@ -115,12 +106,10 @@ def test_a_kill_in_mid_stream_leaves_no_hole_and_no_repeat(
     simulator: Make, ingestor: Make, capture: Make, whole: Make, feed: Make
 ) -> None:
     exchange = simulator(replay=capture(6_000), speed=30)
-    one = ingestor(exchange)
-    one.wait_ready()
+    one = ingestor(exchange).wait_ready()
     exchange.start()
     eventually(lambda: len(feed().watermarks) >= 1, interval=0.2)
-    one.signal(signal.SIGKILL)
-    one.wait()
+    one.kill()
     ingestor(exchange)
     found = whole(exchange)
     # The minutes that closed while nobody listened are proven by REST.
@@ -152,8 +141,7 @@ def test_a_replica_that_was_frozen_for_half_a_minute_is_fenced_and_writes_nothin
     simulator: Make, ingestor: Make, capture: Make, whole: Make, feed: Make
 ) -> None:
     exchange = simulator(replay=capture(6_000), speed=6)
-    frozen = ingestor(exchange, KAFKA_TRANSACTION_TIMEOUT_MS=4_000)
-    frozen.wait_ready()
+    frozen = ingestor(exchange, KAFKA_TRANSACTION_TIMEOUT_MS=4_000).wait_ready()
     other = ingestor(exchange, KAFKA_TRANSACTION_TIMEOUT_MS=4_000)
     eventually(lambda: frozen.owned() and other.owned(), timeout=90)
     if 2 in other.owned():
@@ -184,8 +172,9 @@ def test_nothing_is_lost_while_the_broker_is_away(
     try:
         ensure_topics(broker.bootstrap, topics.specs, prefix=topics.prefix)
         exchange = simulator(replay=capture(6_000), speed=15)
-        one = ingestor(exchange, KAFKA_BOOTSTRAP_SERVERS=broker.bootstrap, KAFKA_TRANSACTION_TIMEOUT_MS=4_000)
-        one.wait_ready()
+        one = ingestor(
+            exchange, KAFKA_BOOTSTRAP_SERVERS=broker.bootstrap, KAFKA_TRANSACTION_TIMEOUT_MS=4_000
+        ).wait_ready()
         exchange.start()
         eventually(lambda: len(feed("ETHUSDT", broker.bootstrap).ids) > 200, interval=0.2)
         broker.kill()
