@@ -28,6 +28,7 @@ from marketflow_common.events import (
 )
 from marketflow_loader.tables import Landing, Row
 from marketflow_loader.warehouse import Place, Position, Warehouse
+from msgspec.structs import replace
 
 MINUTE = 60_000_000
 DAY = 1_440 * MINUTE
@@ -36,24 +37,28 @@ START = 1_723_075_080_000_000
 ZERO = Decimal(0)
 
 
-def minute_of(at: int) -> int:
-    return at - at % MINUTE
+def trades_of(symbol: str, seed: int) -> list[list[Trade]]:
+    """Seven minutes as the exchange counts them, the third without a trade; prices and quantities with eight places.
 
-
-def trades_of(symbol: str, seed: int) -> list[Trade]:
-    """Seven minutes, the third without a trade; prices and quantities with eight places; one step back in time."""
+    Times step back over a minute's edge in the fourth (by more than a minute) and sixth minute, where only a
+    watermark tells that the one before is over, and in the fifth, which a trade has begun. The last trade of the
+    second minute is ahead of its receipt and counts in the fifth.
+    """
     chance = random.Random(seed)
-    trades, number, price = [], 1_000 * seed, Decimal("2500.00000000")
-    for minute in range(7):
-        if minute == 2:
-            continue
-        for second in range(0, 60, 3):
+    minutes: list[list[Trade]] = [[] for _ in range(7)]
+    number, price = 1_000 * seed, Decimal("2500.00000000")
+    for minute, trades in enumerate(minutes):
+        for second in range(0, 60, 3) if minute != 2 else ():
             number += 1
             price += Decimal(chance.randint(-500, 500)) / 100
             qty = Decimal(chance.randint(1, 10**9)).scaleb(-8)
             at = START + minute * MINUTE + second * 1_000_000 + chance.randint(0, 999) * 1_000
             trades.append(Trade("test", symbol, number, price, qty, chance.random() < 0.5, at, at + 7_000))
-    return trades
+    minutes[3][0] = replace(minutes[3][0], traded_at=START + 2 * MINUTE - 1_000)
+    minutes[4][1] = replace(minutes[4][1], traded_at=START + 4 * MINUTE - 1_000)
+    minutes[5][0] = replace(minutes[5][0], traded_at=START + 5 * MINUTE - 1)
+    minutes[4].insert(0, replace(minutes[1].pop(), traded_at=START + 4 * MINUTE + 30_000_000))
+    return minutes
 
 
 def candle_of(symbol: str, open_time: int, trades: Sequence[Trade], last: Trade, **more: Any) -> Candle:
@@ -83,6 +88,7 @@ class Market:
     def __init__(self, tables: Any) -> None:
         self.tables = tables
         self.late: tuple[Trade, Candle] | None = None
+        self.minutes: list[list[tuple[str, int, Sequence[Event]]]] = [[] for _ in range(7)]
         self.log: dict[tuple[str, int], list[Event]] = {}
         self._landed: dict[tuple[str, int], int] = {}
         self._warehouse = Warehouse(tables.settings)
@@ -90,6 +96,13 @@ class Market:
 
     def publish(self, topic: str, partition: int, *events: Event) -> None:
         self.log.setdefault((topic, partition), []).extend(events)
+
+    def go_on(self, minutes: int) -> None:
+        """Publish and land what happens in so many more minutes."""
+        for _ in range(minutes):
+            for topic, partition, events in self.minutes.pop(0):
+                self.publish(topic, partition, *events)
+        self.land()
 
     def land(self) -> None:
         landing, moves = Landing(self._appended * 1_000 + 900_000), []
@@ -167,46 +180,48 @@ def signals_of(candles: Sequence[Candle]) -> list[Signal]:
     return signals
 
 
-def land(tables: Any) -> Market:
+def land(tables: Any, minutes: int = 7) -> Market:
     """Two symbols, seven minutes each over midnight; the seventh minute is open and not stated."""
     found = Market(tables)
     for partition, symbol in ((0, "ETHUSDT"), (1, "BTCUSDT")):
-        trades = trades_of(symbol, partition + 1)
-        candles: list[Candle] = []
-        for minute in range(6):
-            begin = START + minute * MINUTE
-            inside = [t for t in trades if minute_of(t.traded_at) == begin]
-            before = [t for t in trades if t.traded_at < begin + MINUTE]
-            candles.append(candle_of(symbol, begin, inside, before[-1]))
-        late = None
+        counted = trades_of(symbol, partition + 1)
+        waiting = counted[4][0]
+        sent = [counted[0], [*counted[1], waiting], counted[2], counted[3], counted[4][1:], *counted[5:]]
+        # For the minute without trades: the ids go on behind the trade that waits for its time, the price does not.
+        last = replace(counted[1][-1], trade_id=waiting.trade_id)
+        candles = [candle_of(symbol, START + at * MINUTE, trades, last) for at, trades in enumerate(counted[:6])]
         if partition == 0:
             # Two trades of the fourth minute are missing at first; one comes later, the other never.
-            inside = [t for t in trades if minute_of(t.traded_at) == START + 3 * MINUTE]
+            inside, begin = counted[3], START + 3 * MINUTE
             late, lost = inside[4], inside[5]
-            trades = [t for t in trades if t not in (late, lost)]
+            sent[3] = [t for t in sent[3] if t not in (late, lost)]
             hole = ((late.trade_id, lost.trade_id),)
-            candles[3] = candle_of(symbol, START + 3 * MINUTE, inside[:4] + inside[6:], inside[-1], missing=hole)
+            candles[3] = candle_of(symbol, begin, inside[:4] + inside[6:], inside[-1], missing=hole)
             still = ((lost.trade_id, lost.trade_id),)
-            amended = candle_of(
-                symbol, START + 3 * MINUTE, inside[:5] + inside[6:], inside[-1], missing=still, revision=1
-            )
-        found.publish(names.OHLCV_RAW, partition, *trades, *map(watermark_of, candles))
-        found.publish(names.OHLCV_AGG, partition, *candles)
-        found.publish(names.TRADING_SIGNALS, partition, *signals_of(candles))
-        found.publish(names.ORDER_EVENTS, partition, AccountOpened("main", "testnet", {"USDT": Decimal(10_000)}, START))
-        found.publish(names.ORDER_EVENTS, partition, *fills_of("main", symbol, candles))
-        if late is not None:
-            found.late = (late, amended)
-    found.land()
+            found.late = (
+                late, candle_of(symbol, begin, inside[:5] + inside[6:], inside[-1], missing=still, revision=1)
+            )  # fmt: skip
+        opened = AccountOpened("main", "testnet", {"USDT": Decimal(10_000)}, START)
+        found.publish(names.ORDER_EVENTS, partition, opened)
+        signals, fills = signals_of(candles), fills_of("main", symbol, candles)
+        for minute, trades in enumerate(sent):
+            closed = candles[minute : minute + 1]
+            found.minutes[minute] += [
+                (names.OHLCV_RAW, partition, [*trades, *map(watermark_of, closed)]),
+                (names.OHLCV_AGG, partition, closed),
+                (names.TRADING_SIGNALS, partition, signals[minute : minute + 1]),
+                (names.ORDER_EVENTS, partition, fills[2 * minute : 2 * minute + 2]),
+            ]
+    found.go_on(minutes)
     return found
 
 
 @pytest.fixture
-def land_market() -> Iterator[Callable[[Any], Market]]:
+def land_market() -> Iterator[Callable[..., Market]]:
     markets: list[Market] = []
 
-    def make(tables: Any) -> Market:
-        markets.append(land(tables))
+    def make(tables: Any, minutes: int = 7) -> Market:
+        markets.append(land(tables, minutes))
         return markets[-1]
 
     yield make
@@ -215,7 +230,7 @@ def land_market() -> Iterator[Callable[[Any], Market]]:
 
 
 @pytest.fixture
-def market(tables: Any, land_market: Callable[[Any], Market]) -> Market:
+def market(tables: Any, land_market: Callable[..., Market]) -> Market:
     return land_market(tables)
 
 

@@ -45,6 +45,23 @@ def test_incremental_runs_and_a_full_refresh_give_the_same_tables_also_after_a_l
     assert contents(market) == incremental
 
 
+def test_runs_that_compute_the_newest_minutes_only_give_what_a_full_refresh_gives(
+    tables: Any, dbt: Any, land_market: Any
+) -> None:
+    # Only what landed with or after the newest row of the run before: minutes whose first trades step back in time,
+    # one without trades, and one with a trade that has waited for it since long before.
+    candles = ("run", "--select", "ohlcv_agg", "--vars", "{late_arrival_minutes: 0}")
+    market = land_market(tables, minutes=2)
+    dbt.passes(*candles)
+    for minutes in (1, 1, 1, 2):
+        market.go_on(minutes)
+        dbt.passes(*candles)
+    incremental = tables.ask("SELECT * FROM STAGING.OHLCV_AGG ORDER BY SYMBOL, OPEN_TIME")
+    assert len(incremental) == 12
+    dbt.passes("build", "--full-refresh")
+    assert tables.ask("SELECT * FROM STAGING.OHLCV_AGG ORDER BY SYMBOL, OPEN_TIME") == incremental
+
+
 def test_damage_is_named_by_the_test_it_concerns(market: Any, dbt: Any) -> None:
     dbt.passes("run")
     tables = market.tables
