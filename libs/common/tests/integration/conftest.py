@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
@@ -18,39 +13,9 @@ from marketflow_common import topics as names
 from marketflow_common.events import Candle, Trade
 from marketflow_common.kafka.source import Publisher
 from marketflow_common.settings import KafkaSettings
-from marketflow_stack.testing import CreatedTopics, eventually, free_port, read_all
+from marketflow_stack.testing import CreatedTopics, Program, Programs, eventually, free_port, read_all
 
 RUNNER = Path(__file__).with_name("runner.py")
-
-
-class Running:
-    """One runner process."""
-
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-        self.process, self.port, self.log = process, port, log
-
-    def ready(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def wait_ready(self) -> Running:
-        eventually(self.ready)
-        return self
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def wait(self, timeout: float = 30) -> int:
-        return self.process.wait(timeout)
-
-    def metric(self, name: str) -> float:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=2) as answer:
-            lines = answer.read().decode().splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
 @pytest.fixture
@@ -59,26 +24,15 @@ def kafka(topics: CreatedTopics) -> KafkaSettings:
 
 
 @pytest.fixture
-def start(topics: CreatedTopics, tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    running: list[Running] = []
+def start(topics: CreatedTopics, programs: Programs) -> Callable[..., Program]:
+    """``start("transform", "--batch", "5")``: a runner of the loop on the test's topics."""
 
-    def start_one(loop: str, *arguments: str) -> Running:
-        port, log = free_port(), tmp_path / f"{loop}-{len(running)}.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, RUNNER, loop, "--bootstrap", topics.bootstrap, "--prefix", topics.prefix,
-                 "--port", str(port), *arguments],
-                stderr=out, stdout=out,
-            )  # fmt: skip
-        running.append(Running(process, port, log))
-        return running[-1]
+    def start_one(loop: str, *arguments: str) -> Program:
+        port = free_port()
+        place = ["--bootstrap", topics.bootstrap, "--prefix", topics.prefix, "--port", str(port)]
+        return programs.start(Program, loop, [RUNNER, loop, *place, *arguments], {}, port)
 
-    yield start_one
-    for one in running:
-        if one.process.poll() is None:
-            one.process.send_signal(signal.SIGCONT)
-            one.process.kill()
-        one.process.wait()
+    return start_one
 
 
 @pytest.fixture

@@ -69,8 +69,7 @@ def test_while_the_outside_is_away_records_wait_and_the_group_membership_stays(
     expected = _expected(topics)
     eventually(lambda: len(_lines(file)) >= len(expected))
     assert _lines(file) == Counter(expected)
-    running.signal(signal.SIGTERM)
-    assert running.wait(10) == 0
+    assert running.stop(10) == 0
     assert "outside_away" in running.log.read_text()
     assert running.log.read_text().count("assigned") == 1
 
@@ -85,8 +84,7 @@ def test_a_sink_that_was_full_when_it_lost_its_partitions_reads_on_when_it_has_t
     eventually(lambda: "outside_away" in first.log.read_text())
     second = start("sink", "--file", str(file), "--away-while", str(away)).wait_ready()
     eventually(lambda: first.log.read_text().count(" assigned") == 2)
-    second.signal(signal.SIGTERM)
-    assert second.wait(20) == 0
+    assert second.stop(20) == 0
     eventually(lambda: first.log.read_text().count(" assigned") == 3)
     away.unlink()
     expected = _expected(topics)
@@ -101,8 +99,7 @@ def test_a_stopped_sink_writes_what_it_holds_and_a_new_one_goes_on_after_it(
     first = start("sink", "--file", str(file)).wait_ready()
     feed(1, 50)
     eventually(lambda: len(_lines(file)) > 0)
-    first.signal(signal.SIGTERM)
-    assert first.wait(10) == 0
+    assert first.stop(10) == 0
     feed(51, 80)
     start("sink", "--file", str(file)).wait_ready()
     expected = _expected(topics)

@@ -41,8 +41,7 @@ def test_replicas_share_partitions_and_one_that_stops_leaves_at_once(
     second = start("transform").wait_ready()
     eventually(lambda: 1 <= first.metric("owned_partitions") <= 2 and 1 <= second.metric("owned_partitions") <= 2)
     feed(101, 300)
-    first.signal(signal.SIGTERM)
-    assert first.wait(10) == 0
+    assert first.stop(10) == 0
     before = elapsed()
     eventually(lambda: second.metric("owned_partitions") == 3)
     assert elapsed() - before < 5.5, "a stopped member must leave the group, not wait for its session to end"
@@ -61,7 +60,7 @@ def test_one_that_was_frozen_and_wakes_up_changes_nothing(start: Start, feed: Fe
     frozen.signal(signal.SIGCONT)
     expect_totals(300)
     # It either noticed the rebalance and joined again, or met its successor's fence and left.
-    eventually(lambda: frozen.process.poll() == EXIT_FENCED or frozen.ready())
+    eventually(lambda: frozen.process.poll() == EXIT_FENCED or frozen.health().get("ready"))
     feed(301, 350)
     expect_totals(350)
 
@@ -75,8 +74,7 @@ def test_a_partition_that_was_paused_when_the_group_moved_on_is_read_again_once_
     eventually(lambda: "lane_broken" in first.log.read_text())
     second = start("transform").wait_ready()
     eventually(lambda: first.metric("owned_partitions") + second.metric("owned_partitions") == 3)
-    second.signal(signal.SIGTERM)
-    assert second.wait(20) == 0
+    assert second.stop(20) == 0
     eventually(lambda: first.metric("owned_partitions") == 3)
     feed(21, 60)
     expect_totals(60)

@@ -4,15 +4,13 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from marketflow_stack.processes import end, kill_group, spawn
-from marketflow_stack.testing import eventually, free_port
+from marketflow_stack.testing import Program, Programs, ask, eventually, free_port
 from telegram import Bot
 from telegram.error import BadRequest, NetworkError, RetryAfter
 from telegram.ext import Application, CommandHandler, ContextTypes
@@ -20,55 +18,28 @@ from telegram.ext import Application, CommandHandler, ContextTypes
 TOKEN = "123456:local"
 
 
-@dataclass
-class Server:
+class Server(Program):
+    """A recorder that writes to `file`."""
+
     file: Path
-    port: int
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "marketflow_stack.recorder",
-            "--port",
-            str(self.port),
-            "--file",
-            str(self.file),
-        ]
-        with self.file.with_suffix(".log").open("ab") as log:
-            self.process = spawn(command, output=log)
-        eventually(self.healthy)
-
-    def healthy(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None
-        try:
-            return httpx.get(f"{self.url}/health", timeout=2).status_code == 200
-        except httpx.TransportError:
-            return False
 
     def recorded(self) -> list[Any]:
-        return list(httpx.get(f"{self.url}/recorded").json())
+        return list(ask(f"{self.url}/recorded"))
 
     def write(self, chat: int, text: str) -> None:
-        httpx.post(f"{self.url}/updates", json={"chat_id": chat, "text": text}).raise_for_status()
+        ask(f"{self.url}/updates", {"chat_id": chat, "text": text}, "POST")
 
     def fault(self, **fault: Any) -> None:
-        httpx.post(f"{self.url}/faults", json=fault).raise_for_status()
+        ask(f"{self.url}/faults", fault, "POST")
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path / "recorded.jsonl", free_port())
-    server.start()
-    yield server
-    assert server.process is not None
-    kill_group(server.process)
+def server(programs: Programs, tmp_path: Path) -> Server:
+    port, file = free_port(), tmp_path / "recorded.jsonl"
+    arguments = ["-m", "marketflow_stack.recorder", "--port", str(port), "--file", str(file)]
+    server = programs.start(Server, "recorder", arguments, {}, port)
+    server.file = file
+    return server.wait_for("/health")
 
 
 @pytest.fixture
@@ -194,15 +165,13 @@ def test_an_unknown_fault_is_refused(server: Server, fault: dict[str, Any]) -> N
 def test_the_recording_survives_a_restart_and_a_half_written_line_is_cut_off(server: Server, crash: bool) -> None:
     hook = f"{server.url}/api/webhooks/99/secret"
     assert httpx.post(hook, json={"content": "before"}).status_code == 204
-    assert server.process is not None
     if crash:
-        kill_group(server.process)
+        server.kill()
         with server.file.open("ab") as file:
             file.write(b'{"channel": "telegram", "cha')
     else:
-        assert end(server.process, deadline=10)
-        assert server.process.returncode == 0
-    server.start()
+        assert server.stop(10) == 0
+    server.launch().wait_for("/health")
     assert httpx.post(hook, json={"content": "after"}).status_code == 204
     assert [(m["message_id"], m["text"]) for m in server.recorded()] == [(1, "before"), (2, "after")]
     assert [json.loads(line) for line in server.file.read_text().splitlines()] == server.recorded()
