@@ -1,7 +1,8 @@
 {{ config(materialized='incremental', unique_key=['symbol', 'interval', 'open_time']) }}
 
 -- Candles folded from RAW.TRADES, for the minutes that the stream has stated. Nothing of the stream's numbers is
--- used but its claim to the minute, and for a minute without trades the id of the trade before it.
+-- used but its claim to the minute, and for a minute without trades the id of the trade before it; and, to know from
+-- where on to read, which minutes have trades.
 
 with touched as (
 
@@ -62,6 +63,7 @@ lowest as (
         select trades.symbol, trades.trade_id
         from {{ source('raw', 'TRADES') }} as trades
         join begun on begun.symbol = trades.symbol and trades.traded_at >= begun.since
+        where trades.traded_at <= dateadd('second', 86400, trades.received_at)
         union all
         select symbol, last_trade_id + 1 from marks
     ) as known
