@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,47 +29,25 @@ from marketflow_common.events import (
 from marketflow_common.intervals import MINUTE, window_start
 from marketflow_common.kafka.source import Publisher
 from marketflow_common.settings import KafkaSettings
-from marketflow_stack.processes import free_port, kill_group, spawn
-from marketflow_stack.testing import CreatedTopics, eventually, read_all
+from marketflow_stack import testing
+from marketflow_stack.testing import CreatedTopics, Program, Programs, ask, eventually, free_port, read_all
 
 PARTITIONS = 3
-PATIENCE = 90
-"""Seconds for anything to come true; a machine that runs ten other things at once needs most of them."""
+SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
 T = TypeVar("T")
 ENDS = {"order_rejected", "order_canceled", "order_expired"}
 
 
-class Exchange:
-    """The simulator as a process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._http = httpx.Client(base_url=self.url, timeout=10)
-        self._log = (folder / "exchange.log").open("wb")
-        arguments = ["--port", str(self.port), "--symbols", "BTCUSDT,ETHUSDT,SOLUSDT", "--weight-limit", "0"]
-        self._process = spawn([sys.executable, "-m", "marketflow_simulator", *arguments], output=self._log)
-        eventually(self._answers, PATIENCE)
-        eventually(lambda: all(self.price(symbol) for symbol in ("BTCUSDT", "ETHUSDT", "SOLUSDT")), PATIENCE)
-
-    def _answers(self) -> bool:
-        try:
-            return self._http.get("/sim/health").status_code == 200
-        except httpx.HTTPError:
-            return False
+class Exchange(testing.Exchange):
+    """The simulator, with a market that runs."""
 
     def ledger(self) -> Any:
-        return self._http.get("/sim/ledger").raise_for_status().json()
+        return ask(self.url + "/sim/ledger")
 
     def price(self, symbol: str) -> Decimal:
-        answer = self._http.get("/api/v3/ticker/price", params={"symbol": symbol})
+        """0 for a symbol that it does not have."""
+        answer = httpx.get(f"{self.url}/api/v3/ticker/price", params={"symbol": symbol}, timeout=30)
         return Decimal(answer.json()["price"]) if answer.status_code == 200 else Decimal(0)
-
-    def fault(self, kind: str, **fields: Any) -> None:
-        self._http.post("/sim/faults", json={"kind": kind, **fields}).raise_for_status()
-
-    def no_faults(self) -> None:
-        self._http.delete("/sim/faults").raise_for_status()
 
     def order(self, symbol: str, side: str, quantity: str) -> None:
         """An order by somebody else than the executor."""
@@ -88,97 +62,62 @@ class Exchange:
         )
         signature = hmac.new(b"simulator-secret", query.encode(), hashlib.sha256).hexdigest()
         headers = {"X-MBX-APIKEY": "simulator"}
-        self._http.post(f"/api/v3/order?{query}&signature={signature}", headers=headers).raise_for_status()
+        url = f"{self.url}/api/v3/order?{query}&signature={signature}"
+        httpx.post(url, headers=headers, timeout=30).raise_for_status()
 
     def posts(self) -> int:
         """POSTs of orders that have come in, however they were answered."""
         return sum(self.ledger()["requests"].get("POST /api/v3/order", {}).values())
 
-    def close(self) -> None:
-        self._http.close()
-        kill_group(self._process)
-        self._log.close()
 
-
-class Executor:
+class Executor(Program):
     """One executor process."""
 
-    def __init__(self, environment: dict[str, str], folder: Path, step: Sequence[str]) -> None:
-        self.http_port = free_port()
-        self.path = folder / f"executor-{self.http_port}.log"
-        self._log = self.path.open("wb")
-        command = [str(Path(__file__).with_name("runner.py")), *step] if step else ["-m", "marketflow_executor"]
-        environment = {**os.environ, **environment, "MARKETFLOW_EXECUTOR_HTTP_PORT": str(self.http_port)}
-        self.process: subprocess.Popen[bytes] = spawn([sys.executable, *command], output=self._log, env=environment)
-
-    def state(self) -> dict[str, Any]:
-        """What /readyz says; empty while nobody answers."""
-        try:
-            found: dict[str, Any] = httpx.get(f"http://127.0.0.1:{self.http_port}/readyz", timeout=2).json()
-        except httpx.HTTPError:
-            return {}
-        return found
-
     def leads(self) -> bool:
-        state = self.state()
+        state = self.health()
         return bool(state.get("ready")) and state.get("role") == "leader"
 
     def stands_by(self) -> bool:
-        state = self.state()
+        state = self.health()
         return bool(state.get("ready")) and state.get("role") == "standby"
-
-    def metrics(self) -> str:
-        return httpx.get(f"http://127.0.0.1:{self.http_port}/metrics", timeout=5).text
 
     def frozen(self) -> bool:
         return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-
-    def wake(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(10)
-
-    def terminate(self) -> int:
-        self.process.terminate()
-        return self.process.wait(20)
-
-    def log(self) -> str:
-        return self.path.read_text(errors="replace")
-
-    def close(self) -> None:
-        kill_group(self.process)
-        self._log.close()
 
 
 class Stage:
     """Everything that a test of the executor needs to set and to see."""
 
-    def __init__(self, created: CreatedTopics, exchange: Exchange, folder: Path) -> None:
-        self.exchange, self._folder, self._topics = exchange, folder, created
+    def __init__(self, created: CreatedTopics, programs: Programs) -> None:
+        self._programs, self._topics = programs, created
+        self.exchange = programs.exchange(Exchange, autostart="true", symbols=",".join(SYMBOLS), weight_limit=0)
+        for symbol in SYMBOLS:
+            self.exchange.wait_for(f"/api/v3/ticker/price?symbol={symbol}")
         self.kafka = KafkaSettings(bootstrap_servers=created.bootstrap, topic_prefix=created.prefix)
         self.executors: list[Executor] = []
         self._publishers: dict[tuple[str, int], Publisher] = {}
         self._count = 0
-        self.environment = {
-            "MARKETFLOW_KAFKA_BOOTSTRAP_SERVERS": created.bootstrap,
-            "MARKETFLOW_KAFKA_TOPIC_PREFIX": created.prefix,
-            "MARKETFLOW_EXECUTOR_MODE": "testnet",
-            "MARKETFLOW_EXECUTOR_REST_URL": exchange.url,
-            "MARKETFLOW_EXECUTOR_API_KEY": "simulator",
-            "MARKETFLOW_EXECUTOR_API_SECRET": "simulator-secret",
-            "MARKETFLOW_EXECUTOR_MAX_SIGNAL_AGE_S": "0",
+        self.settings: dict[str, object] = {
+            "KAFKA_BOOTSTRAP_SERVERS": created.bootstrap,
+            "KAFKA_TOPIC_PREFIX": created.prefix,
+            "EXECUTOR_MODE": "testnet",
+            "EXECUTOR_REST_URL": self.exchange.url,
+            "EXECUTOR_API_KEY": "simulator",
+            "EXECUTOR_API_SECRET": "simulator-secret",
+            "EXECUTOR_MAX_SIGNAL_AGE_S": "0",
             # Shorter than the defaults, so that what is lost is known to be lost sooner.
-            "MARKETFLOW_EXECUTOR_RECV_WINDOW_MS": "3000",
-            "MARKETFLOW_EXECUTOR_NOT_FOUND_MARGIN_MS": "500",
-            "MARKETFLOW_EXECUTOR_REST_TIMEOUT_S": "1.5",
+            "EXECUTOR_RECV_WINDOW_MS": "3000",
+            "EXECUTOR_NOT_FOUND_MARGIN_MS": "500",
+            "EXECUTOR_REST_TIMEOUT_S": "1.5",
         }
 
     def start(self, *step: str, leads: bool = True, **settings: object) -> Executor:
         """An executor; with a step, one that kills or freezes itself there."""
-        more = {f"MARKETFLOW_EXECUTOR_{name.upper()}": str(value) for name, value in settings.items()}
-        executor = Executor(self.environment | more, self._folder, step)
+        port = free_port()
+        command = [str(Path(__file__).with_name("runner.py")), *step] if step else ["-m", "marketflow_executor"]
+        more = {f"EXECUTOR_{name.upper()}": value for name, value in settings.items()}
+        all_settings = {**self.settings, **more, "EXECUTOR_HTTP_PORT": port}
+        executor = self._programs.start(Executor, "executor", command, all_settings, port)
         self.executors.append(executor)
         if leads:
             self.wait(executor.leads)
@@ -238,7 +177,7 @@ class Stage:
 
     def wait(self, check: Callable[[], T]) -> T:
         """Until it is true."""
-        return eventually(check, PATIENCE)
+        return eventually(check)
 
     def answered(self, *signals: Signal) -> None:
         """Wait until each signal has been skipped or its last order has ended."""
@@ -308,15 +247,7 @@ class Stage:
         self.check_one_each(*signals)
         self.check_books()
 
-    def close(self) -> None:
-        self._publishers.clear()
-        for executor in self.executors:
-            executor.close()
-        self.exchange.close()
-
 
 @pytest.fixture
-def stage(topics: CreatedTopics, tmp_path: Path) -> Iterator[Stage]:
-    made = Stage(topics, Exchange(tmp_path), tmp_path)
-    yield made
-    made.close()
+def stage(topics: CreatedTopics, programs: Programs) -> Stage:
+    return Stage(topics, programs)

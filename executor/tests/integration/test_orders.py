@@ -31,9 +31,9 @@ def test_what_leads_to_no_order_is_answered_with_a_reason_and_holds_are_not_answ
     reasons = {e.signal_id: e.reason for e in stage.events() if isinstance(e, SignalSkipped)}
     assert reasons == {sold.id: "no_position", unknown.id: "unknown_symbol"}
     assert stage.of(held) == []
-    stage.wait(lambda: 'commands_ignored_total{action="halt"} 1.0' in executor.metrics())
-    assert 'signals_skipped_total{reason="no_position"} 1.0' in executor.metrics()
-    assert executor.state()["trading"] == "ACTIVE"
+    stage.wait(lambda: executor.metric('commands_ignored_total{action="halt"}') == 1)
+    assert executor.metric('signals_skipped_total{reason="no_position"}') == 1
+    assert executor.health()["trading"] == "ACTIVE"
 
 
 def test_a_signal_that_is_published_again_is_not_traded_again(stage: Any) -> None:
@@ -47,14 +47,14 @@ def test_a_signal_that_is_published_again_is_not_traded_again(stage: Any) -> Non
 
 def test_it_says_what_is_wrong_and_leaves(stage: Any) -> None:
     unconfirmed = stage.start(leads=False, mode="live")
-    assert unconfirmed.process.wait(60) == EXIT_CONFIG
-    assert "MARKETFLOW_EXECUTOR_LIVE_CONFIRMATION" in unconfirmed.log()
-    assert "mode live trades with real money" in unconfirmed.log()
+    assert unconfirmed.wait(60) == EXIT_CONFIG
+    assert "MARKETFLOW_EXECUTOR_LIVE_CONFIRMATION" in unconfirmed.log.read_text()
+    assert "mode live trades with real money" in unconfirmed.log.read_text()
     wrong = stage.start(leads=False, api_key="somebody-elses")
-    assert wrong.process.wait(60) == EXIT_UNAVAILABLE
-    assert "refuses the API key" in wrong.log()
-    stage.start().terminate()
+    assert wrong.wait(60) == EXIT_UNAVAILABLE
+    assert "refuses the API key" in wrong.log.read_text()
+    stage.start().stop(20)
     paper = stage.start(leads=False, mode="paper")
-    assert paper.process.wait(60) == EXIT_UNAVAILABLE
-    assert "was opened in mode testnet and cannot go on in mode paper" in paper.log()
-    assert not any("simulator-secret" in executor.log() for executor in stage.executors)
+    assert paper.wait(60) == EXIT_UNAVAILABLE
+    assert "was opened in mode testnet and cannot go on in mode paper" in paper.log.read_text()
+    assert not any("simulator-secret" in executor.log.read_text() for executor in stage.executors)

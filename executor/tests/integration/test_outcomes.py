@@ -99,8 +99,8 @@ def test_an_exchange_that_is_away_keeps_signals_waiting_and_loses_none(stage: An
     executor = stage.start()
     stage.exchange.fault("rest_error", path="/api/v3/exchangeInfo", status=503, count=100_000)
     signal = stage.signal("SOLUSDT", "BUY")
-    stage.wait(lambda: "waiting for the exchange" in str(executor.state().get("reason")))
-    stage.exchange.no_faults()
+    stage.wait(lambda: "waiting for the exchange" in str(executor.health().get("reason")))
+    stage.exchange.heal()
     stage.settled(signal)
     stage.wait(executor.leads)
 
@@ -116,7 +116,7 @@ def test_a_balance_changed_from_outside_halts_trading(stage: Any) -> None:
     later = stage.signal("BTCUSDT", "SELL")
     stage.answered(later)
     assert [e.reason for e in stage.events() if isinstance(e, SignalSkipped)] == ["halted"]
-    stage.executors[0].terminate()
+    stage.executors[0].stop(20)
     stage.start()
     again = stage.signal("ETHUSDT", "BUY")
     stage.answered(again)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from signal import SIGCONT
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ def test_a_leader_frozen_before_its_order_wakes_up_too_late_to_have_it_accepted(
     stage.wait(frozen.frozen)
     stage.wait(standby.leads)
     stage.answered(signal)
-    frozen.wake()
+    frozen.signal(SIGCONT)
     # The request that was about to be sent goes out, and the exchange refuses it for its age.
     stage.wait(lambda: stage.exchange.ledger()["requests"]["POST /api/v3/order"].get("400"))
     stage.wait(lambda: frozen.stands_by() or died(frozen))
@@ -67,7 +68,7 @@ def test_a_leader_frozen_after_its_order_can_record_nothing_once_another_leads(s
     stage.wait(frozen.frozen)
     stage.wait(standby.leads)
     stage.answered(signal)
-    frozen.wake()
+    frozen.signal(SIGCONT)
     stage.wait(lambda: frozen.stands_by() or died(frozen))
     later = stage.signal("SOLUSDT", "SELL")
     stage.settled(signal, later)
@@ -78,7 +79,7 @@ def test_a_leader_that_is_asked_to_stop_finishes_the_order_in_flight(stage: Any)
     stage.exchange.fault("late_answer", path="/api/v3/order", seconds=1)
     signal = stage.signal("BTCUSDT", "BUY")
     stage.wait(lambda: stage.of(signal))
-    assert leader.terminate() == 0
+    assert leader.stop(20) == 0
     assert stage.of(signal) == ["order_intended", "order_accepted", "order_filled"]
     stage.settled(signal)
 
@@ -90,7 +91,7 @@ def test_whoever_takes_the_transactional_id_stops_a_leader_before_its_next_order
     stage.signal("BTCUSDT", "BUY")
     stage.wait(lambda: died(leader))
     assert leader.process.returncode == EXIT_FENCED
-    assert "another instance works on this" in leader.log()
+    assert "another instance works on this" in leader.log.read_text()
     assert stage.exchange.posts() == 0
     assert [type(event).__name__ for event in stage.events()] == ["AccountOpened"]
 
@@ -101,7 +102,7 @@ def test_a_leader_that_is_asked_to_stop_leaves_at_once_to_the_standby(stage: Any
     stage.wait(lambda: stage.members("executor-leader-main") == 2 and standby.stands_by() and leader.leads())
     first = stage.signal("BTCUSDT", "BUY")
     stage.answered(first)
-    assert leader.terminate() == 0
+    assert leader.stop(20) == 0
     # It has left the group: the standby need not wait for its session to time out.
     assert stage.members("executor-leader-main") == 1
     stage.wait(standby.leads)
