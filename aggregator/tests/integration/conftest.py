@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -19,62 +12,16 @@ from marketflow_common.events import Event, Kline, Trade, Watermark
 from marketflow_common.intervals import MINUTE, window_start
 from marketflow_common.kafka.source import Publisher
 from marketflow_common.settings import KafkaSettings
-from marketflow_stack.testing import CreatedTopics, eventually, free_port, read_all
+from marketflow_stack.testing import CreatedTopics, Program, read_all
 
 SYMBOLS = ("ETHUSDT", "BTCUSDT", "BNBUSDT", "SOLUSDT")
 T0 = 1_723_161_240_000_000
 
 
-class Aggregator:
-    """One process."""
-
-    def __init__(self, topics: CreatedTopics, log: Path, intervals: str) -> None:
-        self.port, self.log = free_port(), log
-        environment = {
-            "MARKETFLOW_KAFKA_BOOTSTRAP_SERVERS": topics.bootstrap,
-            "MARKETFLOW_KAFKA_TOPIC_PREFIX": topics.prefix,
-            "MARKETFLOW_AGGREGATOR_HTTP_PORT": str(self.port),
-            "MARKETFLOW_AGGREGATOR_INTERVALS": intervals,
-        }
-        with log.open("wb") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "marketflow_aggregator"], env=os.environ | environment, stderr=out, stdout=out
-            )
-
-    def ready(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def metric(self, name: str) -> float:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=2) as answer:
-            lines = answer.read().decode().splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
-
-    def send(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-
 @pytest.fixture
-def aggregator(topics: CreatedTopics, tmp_path: Path) -> Iterator[Callable[..., Aggregator]]:
+def aggregator(service: Callable[..., Program]) -> Callable[..., Program]:
     """Starts one more process; it is ready when it is returned."""
-    running: list[Aggregator] = []
-
-    def start(intervals: str = "1m") -> Aggregator:
-        one = Aggregator(topics, tmp_path / f"aggregator-{len(running)}.log", intervals)
-        running.append(one)
-        eventually(one.ready, timeout=60)
-        return one
-
-    yield start
-    for one in running:
-        if one.process.poll() is None:
-            one.send(signal.SIGCONT)
-            one.process.kill()
-        one.process.wait()
+    return lambda intervals="1m": service("aggregator", AGGREGATOR_INTERVALS=intervals).wait_ready()
 
 
 @pytest.fixture

@@ -87,8 +87,7 @@ def test_candles_equal_a_plain_fold_of_the_trades(aggregator: Any, publish: Any,
     assert one.metric("candles_closed_total") == sum(len(found) for found in candles().values())
     assert one.metric("agg_latency_seconds_count") == one.metric("candles_closed_total")
     assert one.metric("trades_duplicate_total") == 0
-    one.send(signal.SIGTERM)
-    assert one.process.wait(15) == 0
+    assert one.stop(15) == 0
 
 
 def test_killed_in_mid_minute_again_and_again_it_states_the_same_bytes(
@@ -100,8 +99,7 @@ def test_killed_in_mid_minute_again_and_again_it_states_the_same_bytes(
         publish(market[len(market) * i // parts : len(market) * (i + 1) // parts])
         if i < parts - 1:
             eventually(lambda one=one: one.metric("candles_closed_total") > 0)
-            one.process.kill()
-            one.process.wait()
+            one.kill()
     same(candles, market)
 
 
@@ -117,8 +115,7 @@ def test_longer_candles_survive_a_kill_in_the_middle_of_their_window(
     one = aggregator("5m, 1h")
     publish(market[:middle])
     eventually(lambda: one.metric("candles_closed_total") >= 6 * len(folded(market)))
-    one.process.kill()
-    one.process.wait()
+    one.kill()
     aggregator("5m,1h")
     publish(market[middle:])
     wanted = {
@@ -141,9 +138,9 @@ def test_one_that_was_frozen_while_another_took_over_changes_nothing_when_it_wak
     eventually(lambda: frozen.metric("candles_closed_total") > 0)
     other = aggregator()
     publish(market[third : third + 50])
-    frozen.send(signal.SIGSTOP)
+    frozen.signal(signal.SIGSTOP)
     publish(market[third + 50 : 2 * third])
     eventually(lambda: other.metric("owned_partitions") == 3, timeout=60)
-    frozen.send(signal.SIGCONT)
+    frozen.signal(signal.SIGCONT)
     publish(market[2 * third :])
     same(candles, market)
