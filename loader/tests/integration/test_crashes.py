@@ -40,7 +40,7 @@ def test_a_loader_killed_at_any_step_of_a_flush_lands_each_record_once(
 ) -> None:
     feed(1, 200)
     told = tmp_path / "steps"
-    small = {"MARKETFLOW_LOADER_FLUSH_ROWS": "50"}
+    small = {"LOADER_FLUSH_ROWS": "50"}
     loader = start_loader(tables, "--die-at", ",".join(STEPS), "--tell", str(told), **small)
 
     def reached() -> list[str]:
@@ -50,7 +50,7 @@ def test_a_loader_killed_at_any_step_of_a_flush_lands_each_record_once(
     eventually(lambda: reached() == list(STEPS), timeout=400)
     feed(201, 300)
     all_landed(tables)
-    loader.stop()
+    assert loader.stop() == 0
 
 
 @pytest.mark.parametrize("step", ["put", "compared", "copied"])
@@ -68,14 +68,13 @@ def test_a_loader_that_wakes_up_after_another_took_over_lands_nothing_twice(
     eventually(told.exists, timeout=120)
     taking_over = start_loader(tables)
     all_landed(tables)
-    frozen.process.send_signal(signal.SIGCONT)
+    frozen.signal(signal.SIGCONT)
     feed(101, 200)
     all_landed(tables)
     # Whichever of the two was last, nothing more may come.
-    frozen.process.send_signal(signal.SIGTERM)
-    frozen.wait()
+    frozen.stop()
     all_landed(tables)
-    taking_over.stop()
+    assert taking_over.stop() == 0
     all_landed(tables)
 
 
@@ -92,13 +91,13 @@ def test_a_warehouse_that_dies_in_mid_transaction_is_waited_for(
     loader = start_loader(own_tables, "--freeze-at", "copied", "--tell", str(told))
     eventually(told.exists, timeout=120)
     own_warehouse.kill()
-    loader.process.send_signal(signal.SIGCONT)
-    eventually(lambda: '"ready": false' in loader.state(), timeout=120)
+    loader.signal(signal.SIGCONT)
+    eventually(lambda: loader.health().get("ready") is False, timeout=120)
     feed(101, 200)
     eventually(lambda: "outside_away" in loader.log.read_text(), timeout=120)
-    own_warehouse.start()
+    own_warehouse.launch().wait_for("/health")
     all_landed(own_tables)
-    loader.wait_ready().stop()
+    assert loader.wait_ready().stop() == 0
 
 
 def test_a_loader_waits_for_a_warehouse_that_is_not_there_yet(
@@ -108,11 +107,11 @@ def test_a_loader_waits_for_a_warehouse_that_is_not_there_yet(
     feed: Callable[..., None],
     all_landed: Callable[..., None],
 ) -> None:
-    own_warehouse.kill(signal.SIGTERM)
+    own_warehouse.stop()
     feed(1, 40)
     loader = start_loader(own_tables)
     eventually(lambda: "warehouse_away" in loader.log.read_text(), timeout=120)
-    assert '"ready": false' in loader.state()
-    own_warehouse.start()
+    assert loader.health()["ready"] is False
+    own_warehouse.launch().wait_for("/health")
     all_landed(own_tables)
-    loader.wait_ready().stop()
+    assert loader.wait_ready().stop() == 0

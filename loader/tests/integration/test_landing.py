@@ -36,7 +36,7 @@ def test_records_land_once_with_topic_partition_and_offset(
     eventually(lambda: len(tables.offsets("STAGING.OHLCV_STREAM")) >= 10, timeout=120)
     assert loader.metric("rows_landed_total{") == 610
     assert loader.metric("warehouse_up") == 1
-    loader.stop()
+    assert loader.stop() == 0
     assert tables.offsets("RAW.TRADES") == published(names.OHLCV_RAW)
     assert tables.offsets("STAGING.OHLCV_STREAM") == published(names.OHLCV_AGG)
     ids = tables.ask("SELECT DISTINCT KAFKA_TOPIC, KAFKA_TOPIC_ID FROM RAW.LOAD_OFFSETS")
@@ -58,7 +58,7 @@ def test_every_kind_of_record_lands_in_its_table_and_poison_in_rejects(
     poison.flush(10)
     loader = start_loader(tables).wait_ready()
     eventually(lambda: tables.ask("SELECT SUM(NEXT_OFFSET) FROM RAW.LOAD_OFFSETS") == [(8,)], timeout=120)
-    loader.stop()
+    assert loader.stop() == 0
     assert [o for _, _, o in tables.offsets("RAW.TRADES")] == [0, 2]
     assert tables.ask("SELECT EVENT_TYPE, FINAL, KAFKA_OFFSET FROM RAW.FEED_EVENTS") == [("gap", True, 1)]
     [(momentum, levels)] = tables.ask("SELECT MOMENTUM, LEVELS FROM ANALYTICS.SIGNALS_STREAM")
@@ -76,11 +76,11 @@ def test_every_kind_of_record_lands_in_its_table_and_poison_in_rejects(
 def test_what_waits_is_landed_before_the_loader_leaves(
     tables: Any, start_loader: Callable[..., Any], feed: Callable[..., None], published: Published
 ) -> None:
-    loader = start_loader(tables, MARKETFLOW_LOADER_FLUSH_SECONDS="3600").wait_ready()
+    loader = start_loader(tables, LOADER_FLUSH_SECONDS="3600").wait_ready()
     feed(1, 40)
     eventually(lambda: loader.metric("messages_in_total{") >= 122, timeout=120)
     assert tables.offsets("RAW.TRADES") == []
-    loader.stop()
+    assert loader.stop() == 0
     assert tables.offsets("RAW.TRADES") == published(names.OHLCV_RAW)
 
 
@@ -103,7 +103,7 @@ def test_a_topic_made_anew_stops_the_loader_with_what_to_do(
     loader = start_loader(tables).wait_ready()
     eventually(lambda: len(tables.offsets("RAW.TRADES")) >= 60, timeout=120)
     before = tables.offsets("RAW.TRADES")
-    loader.stop()
+    assert loader.stop() == 0
     remake(kafka, names.OHLCV_RAW)
     plain = Producer({"bootstrap.servers": kafka.bootstrap_servers})
     for number in range(1, 41):
@@ -130,7 +130,7 @@ def test_records_deleted_before_they_landed_stop_the_loader(
     feed(1, 20)
     loader = start_loader(tables).wait_ready()
     eventually(lambda: len(tables.offsets("RAW.TRADES")) >= 60, timeout=120)
-    loader.stop()
+    assert loader.stop() == 0
     before = tables.offsets("RAW.TRADES")
     feed(21, 60)
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
