@@ -5,15 +5,8 @@ A case waits in market time or for conditions, and ends with `clean`: nothing lo
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +20,8 @@ from marketflow_operator.audit.exchange import ExchangeReader
 from marketflow_operator.audit.model import Evidence
 from marketflow_operator.audit.settled import closed_until, pending_market
 from marketflow_operator.audit.topics import TopicReader
-from marketflow_stack.testing import CreatedTopics, eventually, free_port
+from marketflow_stack import testing
+from marketflow_stack.testing import CreatedTopics, Program, Programs, ask, eventually
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
@@ -36,80 +30,13 @@ START = 1_704_067_200_000_000
 _DRAIN_SECONDS = 180.0
 
 
-def ask(url: str, body: Any = None, method: str = "GET") -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        return json.loads(error.read()) if error.code == 503 else pytest.fail(f"{url}: {error.read().decode()}")
-
-
-class Process:
-    """A running program that serves HTTP on `port` and writes to `log`."""
-
-    def __init__(self, arguments: list[str], environment: dict[str, Any], port: int, log: Path) -> None:
-        self.port, self.log, self.url = port, log, f"http://127.0.0.1:{port}"
-        environ = {f"MARKETFLOW_{name}": str(value) for name, value in environment.items()}
-        with log.open("wb") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, *arguments], env=os.environ | environ, stderr=out, stdout=out
-            )
-
-    def answers(self, path: str) -> bool:
-        if self.process.poll() is not None:
-            pytest.fail(f"exit code {self.process.returncode}: {self.log.read_text()[-3_000:]}")
-        try:
-            with urllib.request.urlopen(self.url + path, timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def wait_ready(self) -> Any:
-        eventually(lambda: self.answers("/readyz"))
-        return self
-
-    def owned(self) -> list[int]:
-        """Partitions that it works on, ready or not."""
-        try:
-            return list(ask(self.url + "/readyz").get("partitions", []))
-        except OSError:
-            return []
-
-    def metric(self, name: str) -> float:
-        """The sum over all labels; a name may go on with labels: `name{symbol="X"`."""
-        with urllib.request.urlopen(self.url + "/metrics", timeout=5) as answer:
-            lines = answer.read().decode().splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def wait(self, timeout: float = 90) -> int:
-        return self.process.wait(timeout)
-
-    def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-        assert self.wait() == -signal.SIGKILL
-
-
-class Exchange(Process):
+class Exchange(testing.Exchange):
     """The exchange simulator with a synthetic market, which begins with `start()` at START."""
-
-    def market(self) -> Any:
-        return ask(self.url + "/sim/market")
-
-    def start(self) -> None:
-        ask(self.url + "/sim/market/start", method="POST")
 
     def end(self, more: float = 70) -> None:
         """Let the market go on for so many seconds of its time, and then end with the minute."""
         self.reach((self.market()["market_time_us"] - START) / SECOND + more)
         ask(self.url + "/sim/market/end", method="POST")
-
-    def fault(self, kind: str, **details: Any) -> Any:
-        return ask(self.url + "/sim/faults", {"kind": kind, **details}, "POST")
 
     def done(self, kind: str) -> list[Any]:
         """Faults of the kind that are over."""
@@ -137,73 +64,34 @@ def elapsed() -> Callable[[], float]:
 
 
 @pytest.fixture
-def processes() -> Iterator[list[Process]]:
-    """Whatever was started, to be ended in the end."""
-    running: list[Process] = []
-    yield running
-    for one in reversed(running):
-        if one.process.poll() is None:
-            one.signal(signal.SIGCONT)
-            one.process.kill()
-        one.process.wait()
-
-
-@pytest.fixture
-def exchange(processes: list[Process], tmp_path: Path) -> Callable[..., Exchange]:
+def exchange(programs: Programs) -> Callable[..., Exchange]:
     """Starts the exchange with settings as keywords; ETHUSDT unless told."""
-
-    def begin(**settings: Any) -> Exchange:
-        port = free_port()
-        values = {"port": port, "autostart": "false", "symbols": "ETHUSDT", **settings}
-        environ = {f"SIMULATOR_{name.upper()}": value for name, value in values.items()}
-        one = Exchange(["-m", "marketflow_simulator"], environ, port, tmp_path / f"exchange-{len(processes)}.log")
-        processes.append(one)
-        eventually(lambda: one.answers("/sim/health"))
-        return one
-
-    return begin
+    return lambda **settings: programs.exchange(Exchange, **{"symbols": "ETHUSDT", **settings})
 
 
 @pytest.fixture
-def ingestor(processes: list[Process], tmp_path: Path, topics: CreatedTopics) -> Callable[..., Process]:
+def ingestor(service: Callable[..., Program]) -> Callable[..., Program]:
     """Starts an ingestor of an exchange's symbols: its settings as keywords, KAFKA_ settings in capitals."""
 
-    def begin(exchange: Exchange, **settings: Any) -> Process:
-        port = free_port()
+    def begin(exchange: Exchange, **settings: Any) -> Program:
         values = {
             "INGESTOR_SYMBOLS": ",".join(exchange.market()["symbols"]),
-            "INGESTOR_HTTP_PORT": port,
             "INGESTOR_WS_URL": f"ws://127.0.0.1:{exchange.port}",
             "INGESTOR_REST_URL": exchange.url,
-            "KAFKA_BOOTSTRAP_SERVERS": topics.bootstrap,
-            "KAFKA_TOPIC_PREFIX": topics.prefix,
-            **{name if name.isupper() else f"INGESTOR_{name.upper()}": value for name, value in settings.items()},
         }
-        one = Process(["-m", "marketflow_ingestor"], values, port, tmp_path / f"ingestor-{len(processes)}.log")
-        processes.append(one)
-        return one
+        more = {name if name.isupper() else f"INGESTOR_{name.upper()}": value for name, value in settings.items()}
+        return service("ingestor", **(values | more))
 
     return begin
 
 
 @pytest.fixture
-def aggregator(processes: list[Process], tmp_path: Path, topics: CreatedTopics) -> Callable[..., Process]:
+def aggregator(service: Callable[..., Program]) -> Callable[..., Program]:
     """Starts an aggregator; with `die_at` and `times` one that kills itself at a step of its loop."""
 
-    def begin(die_at: str = "", times: int = 1, **settings: Any) -> Process:
-        port = free_port()
-        values = {
-            "AGGREGATOR_HTTP_PORT": port,
-            "KAFKA_BOOTSTRAP_SERVERS": topics.bootstrap,
-            "KAFKA_TOPIC_PREFIX": topics.prefix,
-            **settings,
-        }
-        arguments = ["-m", "marketflow_aggregator"]
-        if die_at:
-            arguments = [str(Path(__file__).with_name("dying_aggregator.py")), die_at, str(times)]
-        one = Process(arguments, values, port, tmp_path / f"aggregator-{len(processes)}.log")
-        processes.append(one)
-        return one
+    def begin(die_at: str = "", times: int = 1, **settings: Any) -> Program:
+        dying = (Path(__file__).with_name("dying_aggregator.py"), die_at, str(times))
+        return service("aggregator", *(dying if die_at else ()), **settings)
 
     return begin
 
@@ -213,13 +101,13 @@ class Chain:
     """An exchange whose market has not begun, one ingestor and one aggregator that are ready."""
 
     exchange: Exchange
-    ingestor: Process
-    aggregator: Process
+    ingestor: Program
+    aggregator: Program
 
 
 @pytest.fixture
 def chain(
-    exchange: Callable[..., Exchange], ingestor: Callable[..., Process], aggregator: Callable[..., Process]
+    exchange: Callable[..., Exchange], ingestor: Callable[..., Program], aggregator: Callable[..., Program]
 ) -> Callable[..., Chain]:
     """Starts a chain: the ingestor's settings as a dict, the exchange's as keywords."""
 
