@@ -5,7 +5,7 @@ Must never decide anything about a candle.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from marketflow_common import logs
 from marketflow_common.clock import now_us
@@ -43,7 +43,7 @@ class CandleLane:
         """A record whose candles are out, for the windows that were open after it."""
         self._candles.replay((record,))
 
-    def process(self, records: Sequence[Record]) -> list[Event]:
+    def process(self, records: Iterable[Record]) -> list[Event]:
         """Records in, candles out."""
         made = self._candles.process(records)
         now = now_us()

@@ -5,7 +5,7 @@ Must never decide anything about a signal.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from marketflow_common.events import Candle, Event, Signal
@@ -37,7 +37,7 @@ class SignalLane:
     def restore_input(self, record: Record) -> None:
         self._take(record)
 
-    def process(self, records: Sequence[Record]) -> list[Event]:
+    def process(self, records: Iterable[Record]) -> list[Event]:
         outputs: list[Event] = []
         for record in records:
             for signal in self._take(record):

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class RunningTotal:
     def restore_input(self, record: Record) -> None:
         raise AssertionError("this lane asks for no input before its position")
 
-    def process(self, records: Sequence[Record]) -> list[Event]:
+    def process(self, records: Iterable[Record]) -> list[Event]:
         outputs: list[Event] = []
         for record in records:
             if not isinstance(record.event, Trade) or record.event.trade_id <= self.last_id:

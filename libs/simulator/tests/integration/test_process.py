@@ -44,7 +44,7 @@ async def test_a_signal_stops_it_cleanly_with_open_sockets(spawn: Spawn, number:
     async with connect(f"{sim.ws}/ws/btcusdt@trade") as one:
         await one.recv()
         sim.process.send_signal(number)
-        assert await asyncio.wait_for(sim.process.wait(), 10) == 0
+        assert await asyncio.wait_for(sim.process.wait(), 60) == 0
     assert sim.log[-1]["event"] == "stopped"
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", sim.port)

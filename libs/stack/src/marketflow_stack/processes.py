@@ -6,16 +6,18 @@ knows what the processes do.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import IO
 
 _LAUNCHER = Path(__file__).with_name("_launch.py")
 _LOWEST_PORT = 15_000  # well above the ports that programs have for their own
+_PROMISE_SECONDS = 120
 _LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp, see proc(5)
 _STAT_STARTTIME = 19  # field 22 of /proc/<pid>/stat, counted from the one after the command's name
 
@@ -189,17 +192,40 @@ def free_ports(count: int) -> list[int]:
     candidates = list(range(_LOWEST_PORT, _ephemeral()))
     random.SystemRandom().shuffle(candidates)
     ports: list[int] = []
-    with ExitStack() as held:  # kept until all are chosen, so that two choosers at once differ
+    with _promised_ports() as promised:
         for port in candidates:
             if len(ports) == count:
                 break
-            probe = held.enter_context(socket.socket())
-            with suppress(OSError):
+            if port in promised:
+                continue
+            with socket.socket() as probe, suppress(OSError):
                 probe.bind(("127.0.0.1", port))
                 ports.append(port)
+        promised.update(dict.fromkeys(ports, time.time()))
     if len(ports) < count:
         raise OSError(f"only {len(ports)} of {count} ports are free in {_LOWEST_PORT} to {_ephemeral() - 1}")
     return ports
+
+
+@contextmanager
+def _promised_ports() -> Iterator[dict[int, float]]:
+    """Ports that choosers of this user were given less than two minutes ago, and when; what is added is kept.
+
+    Between the choice and the start of the server nobody holds a port: two stacks that start side by side, or a
+    few hundred tests, would now and then choose the same one.
+    """
+    with (Path(tempfile.gettempdir()) / f"marketflow-ports-{os.getuid()}").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        promised, now = dict[int, float](), time.time()
+        for line in file:
+            with suppress(ValueError):  # somebody wrote to it
+                port, at = line.split()
+                if 0 <= now - float(at) < _PROMISE_SECONDS:
+                    promised[int(port)] = float(at)
+        yield promised
+        file.truncate(0)
+        file.write("".join(f"{port} {at:.3f}\n" for port, at in promised.items()))
 
 
 def _ephemeral() -> int:

@@ -42,6 +42,13 @@ def test_the_holder_of_a_port_is_named_and_a_free_port_has_none() -> None:
     assert port_is_free(port)
 
 
+def test_a_port_is_not_given_to_two_choosers_before_either_could_open_it() -> None:
+    code = "from marketflow_stack.processes import free_ports; print(*free_ports(400))"
+    choosers = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    ports = [port for chooser in choosers for port in chooser.communicate(timeout=120)[0].split()]
+    assert len(ports) == len(set(ports)) == 2_400
+
+
 def test_free_ports_differ_and_cannot_be_taken_by_an_outgoing_connection() -> None:
     ports = free_ports(50)
     first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())

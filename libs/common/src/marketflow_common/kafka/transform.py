@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,8 +49,8 @@ class Lane(Protocol):
     def restore_input(self, record: Record) -> None:
         """A record before the committed position, whose output has been published."""
 
-    def process(self, records: Sequence[Record]) -> list[Event]:
-        """Take records in, in order; return what is to be published, in order."""
+    def process(self, records: Iterable[Record]) -> list[Event]:
+        """Take records in, in order (they are decoded as they are taken); return what is to be published, in order."""
 
     def position(self, next_offset: int) -> Committed:
         """What to commit when everything before ``next_offset`` was processed.
@@ -273,7 +273,7 @@ class Transform:
         if open_ is None or open_.lane is None or open_.producer is None:
             return
         lane, producer = open_.lane, open_.producer
-        outputs = lane.process(list(client.records_of(batch, self._source)))
+        outputs = lane.process(client.records_of(batch, self._source))
         metrics.MESSAGES_IN.labels(self._source).inc(len(batch))
         self._step("processed")
         last = batch[-1].offset()
