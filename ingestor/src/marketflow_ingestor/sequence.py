@@ -362,9 +362,10 @@ class SymbolSequence:
 
     def _advance(self) -> None:
         if self._next >= 0:
-            while self._held and self._publish_held():
-                pass
+            # After each: a trade behind a minute's edge whose time steps back counts by what is proven before it.
             self._prove()
+            while self._held and self._publish_held():
+                self._prove()
         self.unsettled = self.need() is not None
         if not self.unsettled:
             self._resumed = False

@@ -200,6 +200,20 @@ def test_an_empty_minute_after_a_reconnect_proves_nothing_until_rest_says_that_n
     assert [e.kline for e in out if isinstance(e, Watermark)][1] == exchange.kline(T0 + MINUTE)
 
 
+def test_a_minute_closed_within_a_filled_hole_is_proven_before_the_trades_behind_its_edge(
+    sequence: SymbolSequence, exchange: Any, out: list[Event]
+) -> None:
+    back = replace(exchange.trades[10], traded_at=T0 + MINUTE - 1)  # counts in the minute that it was published in
+    sequence.trade(exchange.trades[8])  # 105 to 107 are missing
+    sequence.trade(exchange.trades[9])
+    sequence.minute(exchange.kline(T0))
+    sequence.trade(back)
+    sequence.trade(exchange.trades[11])
+    sequence.filled(exchange.page(105, 3), at_end=False)
+    order = [event.trade_id if isinstance(event, Trade) else "mark" for event in out[5:]]
+    assert order == [105, 106, 107, 108, 109, "mark", 110, 111]
+
+
 def test_a_contiguous_trade_after_a_reconnect_makes_the_question_to_rest_needless(
     sequence: SymbolSequence, exchange: Any
 ) -> None:
