@@ -10,8 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,20 +20,10 @@ from marketflow_operator.demo import ENVIRONMENT
 from marketflow_stack.processes import free_port
 from marketflow_stack.stack import Ports, StackConfig, service_spec, supervisor
 from marketflow_stack.supervisor import Supervisor
-from marketflow_stack.testing import eventually, read_all
+from marketflow_stack.testing import ask, eventually, read_all
 
 FREEZE_SECONDS = 15
 _MINUTE_US = 60_000_000
-
-
-def get(url: str) -> Any:
-    """The JSON behind a URL; of a /readyz that says 503 too."""
-    try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            return json.load(error)
 
 
 class Chain:
@@ -46,11 +34,10 @@ class Chain:
         self.story: list[str] = []
 
     def open_market(self) -> None:
-        request = urllib.request.Request(self.config.url("simulator") + "/sim/market/start", method="POST")
-        urllib.request.urlopen(request, timeout=10).close()
+        ask(self.config.url("simulator") + "/sim/market/start", method="POST")
 
     def market(self) -> dict[str, Any]:
-        found: dict[str, Any] = get(self.config.url("simulator") + "/sim/market")
+        found: dict[str, Any] = ask(self.config.url("simulator") + "/sim/market")
         return found
 
     def wait_market_end(self, timeout: float) -> None:
@@ -124,8 +111,8 @@ class Chain:
         def at_work() -> bool:
             entry = next(p for p in self.processes.status() if p.name == name)
             try:
-                state = get(f"{entry.url}/readyz")
-            except (OSError, urllib.error.URLError):
+                state = ask(f"{entry.url}/readyz")
+            except OSError:
                 return False
             if service == "executor":
                 return bool(state["ready"] and state.get("role") == "leader")
