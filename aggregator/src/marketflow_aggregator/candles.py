@@ -18,10 +18,8 @@ the records from `pins` on. ``replay`` takes these in, knowing that their candle
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from decimal import localcontext
-from itertools import islice
 from typing import Any, NamedTuple
 
 from marketflow_common.events import Bar, Candle, Event, Trade, Watermark
@@ -34,11 +32,6 @@ __all__ = ["PIN_RECORDS", "Candles", "Item", "Made", "Note"]
 
 PIN_RECORDS = 5_000_000
 """A restart reads again at most this many records for the sake of a silent symbol: 15 s of work."""
-
-CHUNK = 500
-"""Records that are looked at together."""
-RUN = 8
-"""So many trades of a symbol in a chunk are worth being taken together."""
 
 Item = tuple[int, int, Event]
 """Offset, append time in ms (unused here), event: the shape of a Kafka loop's Record."""
@@ -103,61 +96,29 @@ class Candles:
                 self._longer[symbol].restored(series.kept)
         self._restored = {}
         out: list[Made] = []
-        source = iter(items)
-        with localcontext(EXACT):  # operators below are exact, or raise
-            while chunk := list(islice(source, CHUNK)):
-                self._chunk(chunk, out)
-        return out
-
-    def _chunk(self, items: list[Item], out: list[Made]) -> None:
         known, made = self._series, self.made
-        for item in self._rest(items) if len(items) >= RUN else items:
-            event: Any = item[2]
-            kind = type(event)
-            one = known.get(event.symbol)
-            if one is None:
-                one = known[event.symbol] = Series(event.symbol, self)
-            if kind is Trade:
-                if one.trade(item[0], event):
-                    continue
-            elif kind is Watermark:
-                one.watermark(item[0], event)
-            elif kind is Bar:
-                self.counts["bars"] += 1
-            else:
-                one.gap()
-            if made:
-                if self._intervals and not self.replaying:
-                    made += self._lengthened(one, made)
-                out += [Made(candle, item) for candle in made]
-                made.clear()
-
-    def _rest(self, items: list[Item]) -> list[Item]:
-        """What is left of many records when each symbol's first ones, if they say nothing new, have been taken in.
-
-        Symbols know nothing of one another, and such trades make no candle: their order among symbols is nothing.
-        """
-        runs: defaultdict[str, list[Any]] = defaultdict(list)
-        for item in items:
-            event: Any = item[2]
-            runs[event.symbol].append(event)
-        taken: dict[str, int] = {}
-        for symbol, events in runs.items():
-            one = self._series.get(symbol)
-            if one is not None and len(events) >= RUN:
-                other = next((i for i, event in enumerate(events) if type(event) is not Trade), None)
-                if other != 0:
-                    taken[symbol] = one.run(events if other is None else events[:other])
-        if sum(taken.values()) == len(items):
-            return []
-        rest = []
-        for item in items:
-            symbol = item[2].symbol  # type: ignore[attr-defined]
-            if taken.get(symbol, 0):
-                taken[symbol] -= 1
-            else:
-                rest.append(item)
-        return rest
+        with localcontext(EXACT):  # operators below are exact, or raise
+            for item in items:
+                event: Any = item[2]
+                kind = type(event)
+                one = known.get(event.symbol)
+                if one is None:
+                    one = known[event.symbol] = Series(event.symbol, self)
+                if kind is Trade:
+                    if one.trade(item[0], event):
+                        continue
+                elif kind is Watermark:
+                    one.watermark(item[0], event)
+                elif kind is Bar:
+                    self.counts["bars"] += 1
+                else:
+                    one.gap()
+                if made:
+                    if self._intervals and not self.replaying:
+                        made += self._lengthened(one, made)
+                    out += [Made(candle, item) for candle in made]
+                    made.clear()
+        return out
 
     def _lengthened(self, one: Series, made: list[Candle]) -> list[Candle]:
         """Candles of longer intervals that these close or change."""

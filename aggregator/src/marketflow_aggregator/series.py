@@ -6,7 +6,6 @@ Must never read a clock or let a candle depend on anything but the order of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from decimal import Decimal
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -94,26 +93,6 @@ class Series:
             return True
         self._unusual(offset, trade)
         return False
-
-    def run(self, trades: Sequence[Trade]) -> int:
-        """Many trades of the log at once, in a third of the time: as many as just go on in the open window.
-
-        Returns how many went into it; what comes after these is for `trade`, which says the same of each.
-        """
-        window, next_id = self.window, self.next_id
-        if window is None or next_id is None or self.amended or self.passed:
-            return 0
-        ids, times = [t.trade_id for t in trades], [t.traded_at for t in trades]
-        if ids != list(range(next_id, next_id + len(ids))):
-            return 0
-        if max(times) >= window.end:
-            end = window.end
-            trades = trades[: next(i for i, at in enumerate(times) if at >= end)]
-            if not trades:
-                return 0
-        window.add(trades)
-        self.next_id = window.last_id + 1
-        return len(trades)
 
     def watermark(self, offset: int, mark: Watermark) -> None:
         """Everything before ``through`` is out: windows up to there are closed, flat ones included."""

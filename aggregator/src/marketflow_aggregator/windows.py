@@ -5,12 +5,9 @@ Plain data; what happens to them is in candles.py. Must never do I/O or read a c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from decimal import Decimal
-from itertools import compress
-from operator import mul
 
-from marketflow_common.events import Candle, IdRange, Trade
+from marketflow_common.events import Candle, IdRange
 from marketflow_common.intervals import MINUTE
 
 from .folds import EMPTY, Fold, fold_of_candle
@@ -39,19 +36,6 @@ class Window:
             self.first_id, self.last_id, self.open, self.high, self.low, self.close, self.volume, self.quote,
             self.count, self.taker, self.taker_quote,
         ) = fold  # fmt: skip
-
-    def add(self, trades: Sequence[Trade]) -> None:
-        """Take in the next trades, one or more; sums in C, for the arithmetic context of the caller."""
-        prices, qtys = [t.price for t in trades], [t.qty for t in trades]
-        quotes = list(map(mul, prices, qtys))
-        taken = [not t.buyer_is_maker for t in trades]
-        self.high, self.low = max(self.high, max(prices)), min(self.low, min(prices))
-        self.close = prices[-1]
-        self.volume, self.quote = sum(qtys, self.volume), sum(quotes, self.quote)
-        self.taker = sum(compress(qtys, taken), self.taker)
-        self.taker_quote = sum(compress(quotes, taken), self.taker_quote)
-        self.count += len(trades)
-        self.last_id = trades[-1].trade_id
 
     def fold(self) -> Fold:
         """The totals."""
