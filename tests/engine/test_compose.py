@@ -37,9 +37,13 @@ class Suite:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.name = f"marketflow-test-{os.getpid()}-{secrets.token_hex(2)}"
-        self.ports = {part: free_port() for part in PARTS}
+        self.ports: dict[str, int] = {}
         # Images of its own too: what somebody else builds meanwhile must not take their place.
         self.env = os.environ | {"IMAGE_TAG": self.name}
+
+    def choose_ports(self) -> None:
+        """Right before they are used: a port that is free now may be somebody's once the images are built."""
+        self.ports = {part: free_port() for part in PARTS}
         self.env |= {f"{part.upper()}_PORT": str(port) for part, port in self.ports.items()}
 
     def compose(self, *arguments: str, build: bool = False) -> str:
@@ -128,6 +132,8 @@ def healthy(suite: Suite) -> bool:
 
 def test_the_suite_comes_up_trades_and_is_whole_again_after_kills(suite: Suite) -> None:
     with suite.explained():
+        suite.compose("build", build=True)
+        suite.choose_ports()
         suite.compose("up", "--build", "--wait", build=True)
         assert healthy(suite)
         suite.grows()
