@@ -24,7 +24,8 @@ def test_killed_at_any_step_it_states_every_candle_once(
     one = exchange(minutes=4, speed=40)
     feed = ingestor(one).wait_ready()
     # Output, and with it the later steps, comes once a minute: the third time lies in the market's third minute.
-    dying = aggregator(die_at=step, times=100 if step in ("consumed", "processed") else 2).wait_ready()
+    # On a busy machine there may be no more than a few dozen batches.
+    dying = aggregator(die_at=step, times=12 if step in ("consumed", "processed") else 2).wait_ready()
     one.start()
     assert dying.wait() == -signal.SIGKILL
     aggregator()

@@ -57,6 +57,7 @@ _PASSING: Final = frozenset(
         KafkaError._TIMED_OUT,
         KafkaError._ALL_BROKERS_DOWN,
         KafkaError._WAIT_COORD,
+        KafkaError._UNKNOWN_PARTITION,
         KafkaError.LEADER_NOT_AVAILABLE,
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -152,7 +153,9 @@ def consumer(kafka: KafkaSettings, group: str, **more: Any) -> Consumer:
         "partition.assignment.strategy": "range",
         # The default of one second leaves a fast reader waiting with an empty queue.
         "fetch.queue.backoff.ms": 2,
-        "fetch.wait.max.ms": 20,
+        # A fetch is answered at once when there is something, so waiting long costs no latency; waiting shortly costs
+        # broker and client an empty answer each time. What waits is a partition that is given or resumed meanwhile.
+        "fetch.wait.max.ms": 250,
         "error_cb": _quiet(),
         **more,
     }
@@ -344,7 +347,8 @@ def read_range(
 
     ``keep_going`` is called now and then, for a health beat. Raises FatalKafkaError if the broker stops answering.
     """
-    client = consumer(kafka, "reader", **{"enable.partition.eof": True})
+    # The end is known by an empty answer, so one is asked for soon.
+    client = consumer(kafka, "reader", **{"enable.partition.eof": True, "fetch.wait.max.ms": 20})
     topic = kafka.topic(name)
     try:
         low, high = watermarks(client, topic, partition)

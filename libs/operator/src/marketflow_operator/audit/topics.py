@@ -41,7 +41,9 @@ class TopicReader:
         except client.FatalKafkaError as error:
             raise CannotRead(str(error)) from None
         self._kafka, self._on_record, self._keep = kafka, on_record, keep
-        self._consumer: Consumer = client.consumer(kafka, "audit", **{"enable.partition.eof": True, "log_level": 0})
+        self._consumer: Consumer = client.consumer(
+            kafka, "audit", **{"enable.partition.eof": True, "fetch.wait.max.ms": 20, "log_level": 0}
+        )
         self._plain = {kafka.topic(name): name for name in ALL}
         self._reached: dict[tuple[str, int], int] = {}
         self.ends: dict[tuple[str, int], int] = {}
