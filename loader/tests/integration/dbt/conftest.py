@@ -234,37 +234,57 @@ def market(tables: Any, land_market: Callable[..., Market]) -> Market:
     return land_market(tables)
 
 
+RUN_DBT = """
+import contextlib, io, json, sys
+from dbt.cli.main import dbtRunner
+runner = dbtRunner()
+for line in sys.stdin:
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        done = runner.invoke(json.loads(line))
+    print(json.dumps([done.success, said.getvalue() + str(done.exception or "")]), flush=True)
+"""
+
+
 class Dbt:
-    """``dbt`` in a process of its own, with its folders in the test's."""
+    """``dbt`` in a process of its own, with its folders in the test's; one for all calls, as it takes long to start."""
 
     def __init__(self, tables: Any, root: Path, folder: Path) -> None:
-        self._tables, self._root, self._folder = tables, root, folder
-
-    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        settings = self._tables.settings
+        self._root, self._folder = root, folder
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("MARKETFLOW_", "DBT_"))
         }
-        return subprocess.run(
-            [Path(sys.executable).with_name("dbt"), *arguments, "--project-dir", self._root / "dbt", "--profiles-dir",
-             self._root / "dbt", "--target-path", self._folder / "target", "--log-path", self._folder / "logs"],
-            capture_output=True, text=True, timeout=240,
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", RUN_DBT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=environment | {
-                "MARKETFLOW_SNOWFLAKE_PORT": str(settings.port),
-                "MARKETFLOW_SNOWFLAKE_DATABASE": settings.database,
+                "MARKETFLOW_SNOWFLAKE_PORT": str(tables.settings.port),
+                "MARKETFLOW_SNOWFLAKE_DATABASE": tables.settings.database,
             },
         )  # fmt: skip
 
-    def passes(self, *arguments: str) -> str:
-        done = self(*arguments)
-        assert done.returncode == 0, done.stdout[-6_000:] + done.stderr[-2_000:]
-        return done.stdout
+    def __call__(self, *arguments: str) -> tuple[bool, str]:
+        """Whether it succeeded, and what it said."""
+        folders = {"project": "dbt", "profiles": "dbt"}
+        places = [part for name, at in folders.items() for part in (f"--{name}-dir", str(self._root / at))]
+        places += ["--target-path", str(self._folder / "target"), "--log-path", str(self._folder / "logs")]
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([*arguments, *places]) + "\n")
+        self._process.stdin.flush()
+        success, said = json.loads(self._process.stdout.readline())
+        return success, said
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
+
+    def passes(self, *arguments: str) -> None:
+        success, said = self(*arguments)
+        assert success, said[-8_000:]
 
     def failures(self, *arguments: str) -> set[str]:
         """Names of the tests that failed; an error is none of them."""
-        done = self(*arguments)
+        _, said = self(*arguments)
         results = json.loads((self._folder / "target" / "run_results.json").read_text())["results"]
-        assert {r["status"] for r in results} <= {"pass", "fail"}, done.stdout[-6_000:]
+        assert {r["status"] for r in results} <= {"pass", "fail"}, said[-6_000:]
         return {self._name(r["unique_id"]) for r in results if r["status"] == "fail"}
 
     @staticmethod
@@ -274,5 +294,7 @@ class Dbt:
 
 
 @pytest.fixture
-def dbt(tables: Any, pytestconfig: pytest.Config, tmp_path: Path) -> Callable[..., Any]:
-    return Dbt(tables, pytestconfig.rootpath, tmp_path)
+def dbt(tables: Any, pytestconfig: pytest.Config, tmp_path: Path) -> Iterator[Dbt]:
+    one = Dbt(tables, pytestconfig.rootpath, tmp_path)
+    yield one
+    one.close()

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
@@ -247,10 +247,10 @@ class Transform:
     def _by_partition(self, messages: list[Message]) -> dict[int, list[Message]]:
         batches: dict[int, list[Message]] = {}
         if not any(map(Message.error, messages)):
-            numbers = list(map(Message.partition, messages))
-            for number in sorted(set(numbers)):  # type: ignore[type-var]
-                assert number is not None
-                batches[number] = [m for m, other in zip(messages, numbers, strict=True) if other == number]
+            numbers = cast("list[int]", list(map(Message.partition, messages)))
+            batches = {number: [] for number in sorted(set(numbers))}
+            for number, message in zip(numbers, messages, strict=True):
+                batches[number].append(message)
             return batches
         for message in messages:
             error = message.error()
