@@ -68,16 +68,19 @@ class TopicReader:
         self._consumer.close()
 
     def advance(self) -> bool:
-        """Read to the ends as of now; True if there was anything new. Raises CannotRead."""
+        """Read to the ends as of now; True if ``records`` has anything new. Raises CannotRead."""
+        shown = dict(self.ends)
         try:
             # Downstream first: what a later topic holds has its cause in what is then read of an earlier one.
             for name in reversed(ALL):
                 for partition in range(self.partitions):
                     _, high = client.watermarks(self._consumer, self._kafka.topic(name), partition)
                     self.ends[name, partition] = max(high, self.ends.get((name, partition), 0))
-            return self._read()
+            news = self._read()
         except KafkaException as error:
             raise CannotRead(f"Kafka at {self._kafka.bootstrap_servers}: {error.args[0].str()}") from None
+        # The time before, records may have come from beyond the ends of then: they are shown only now.
+        return news or any(found and found[-1].where.offset >= shown.get(key, 0) for key, found in self._found.items())
 
     def _read(self) -> bool:
         news, until = False, time.monotonic() + PATIENCE
