@@ -7,7 +7,6 @@ trades takes part where there is one.
 from __future__ import annotations
 
 import heapq
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -131,11 +130,8 @@ def test_every_candle_of_every_interval_equals_the_exchanges(symbols: int, hours
     assert compared == {interval: symbols * ((end - START) // length) for interval, length in INTERVALS.items()}
 
 
-def test_of_a_recording_every_candle_equals_the_one_folded_from_its_trades() -> None:
-    given = os.environ.get("MARKETFLOW_TEST_CAPTURE")
-    if not given:
-        pytest.skip("NOT RUN: no recording of real trades; name one in MARKETFLOW_TEST_CAPTURE")
-    rows = {tape.symbol: list(tape.live(tape.first_at_us)) for tape in capture.load(Path(given)).tapes}
+def test_of_a_recording_every_candle_equals_the_one_folded_from_its_trades(recording: Path) -> None:
+    rows = {tape.symbol: list(tape.live(tape.first_at_us)) for tape in capture.load(recording).tapes}
     first = min(mine[0].at_us for mine in rows.values())
     compared = compare(rows, window_start(first, "5m") + INTERVALS["5m"])
     assert compared["1m"] >= 5

@@ -135,11 +135,8 @@ def market(
     lost: set[tuple[str, int]] = set()
     for number in range(symbols):
         symbol, at, trades = f"S{number}", T0 + 30_000_000, list[Trade]()
-        windows, now, told = (
-            list[int](),
-            0,
-            set[int](),
-        )  # each trade's window, the open one, what only a watermark tells
+        windows = list[int]()  # each trade's
+        now, told = 0, set[int]()  # the open one; those of which only a watermark tells that they are over
         for i in range(length):
             at += random.choice(STEPS)
             when = at

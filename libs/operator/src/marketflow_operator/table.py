@@ -24,7 +24,7 @@ _PENDING = ("PENDING", "bold yellow")
 
 def show_verdict(console: Console, verdict: Verdict) -> None:
     """Print the table, then one line with the outcome."""
-    waiting = [check for check in verdict.failed if check not in verdict.failed_beyond_waiting]
+    waiting = [check for check in verdict.failed.values() if check not in verdict.failed_beyond_waiting]
     rows = [
         (check, _number(check.expected), _number(check.actual), *(_PENDING if check in waiting else _MARKS[check.ok]))
         for check in verdict.checks

@@ -14,14 +14,10 @@ from hypothesis import strategies as st
 from marketflow_common import events
 from marketflow_operator.audit.judge import judge
 from marketflow_operator.audit.market import minute_text
-from marketflow_operator.audit.model import Check, Evidence, Message, Seen, Where
+from marketflow_operator.audit.model import Evidence, Message, Seen, Where
 
 Build = Callable[..., Evidence]
 Edit = Callable[..., Evidence]
-
-
-def failed(evidence: Evidence) -> dict[str, Check]:
-    return {check.name: check for check in judge(evidence).failed}
 
 
 def kind(of: type, **fields: Any) -> Callable[[Seen], bool]:
@@ -59,7 +55,7 @@ def test_a_run_without_damage_holds_in_every_check(
     world: Build, seed: int, minutes: int, cut_first: bool, ended: bool
 ) -> None:
     verdict = judge(world(seed=seed, minutes=minutes, cut_first=cut_first, ended=ended))
-    assert [(check.name, check.detail) for check in verdict.failed + verdict.not_run] == []
+    assert [(check.name, check.detail) for check in (*verdict.failed.values(), *verdict.not_run)] == []
     assert verdict.ok
     assert len(verdict.checks) >= 20
 
@@ -77,7 +73,7 @@ def test_a_late_trade_of_a_recorded_gap_is_neither_lost_nor_out_of_order(world: 
     gap = events.Gap("sim", "ETHUSDT", 2001, 2001, "timeout", False)
     evidence = edit(evidence, "ohlcv_raw", lambda s: s is late, lambda s: s._replace(event=gap))
     evidence = add(evidence, "ohlcv_raw", late.event)
-    assert not failed(evidence).keys() & {"trades_once", "trades_in_order", "gaps_resolved", "watermarks_true"}
+    assert not judge(evidence).failed.keys() & {"trades_once", "trades_in_order", "gaps_resolved", "watermarks_true"}
 
 
 def test_a_trade_declared_lost_for_good_is_named_but_does_not_offend(world: Build, edit: Edit) -> None:
@@ -109,14 +105,14 @@ def test_records_after_the_ends_that_were_read_are_no_offence_in_warehouse_and_c
 
 def test_a_lost_trade_is_named(world: Build, edit: Edit) -> None:
     evidence = edit(world(), "ohlcv_raw", kind(events.Trade, trade_id=2001), lambda _: None)
-    found = failed(evidence)
+    found = judge(evidence).failed
     assert found["trades_once"].detail.startswith("ETHUSDT trade 2001 lost")
     assert found["trades_once"].expected == int(found["trades_once"].actual) + 1
 
 
 def test_the_very_first_trade_is_due_when_the_feed_waited_for_all_services(world: Build, edit: Edit) -> None:
     evidence = edit(world(), "ohlcv_raw", kind(events.Trade, trade_id=2000), lambda _: None)
-    assert "2000 lost" in failed(evidence)["trades_once"].detail
+    assert "2000 lost" in judge(evidence).failed["trades_once"].detail
 
 
 def test_a_repeated_trade_is_named_with_its_coordinates(world: Build) -> None:
@@ -124,7 +120,7 @@ def test_a_repeated_trade_is_named_with_its_coordinates(world: Build) -> None:
     trade = first(evidence, "ohlcv_raw", kind(events.Trade, trade_id=2001)).event
     evidence = add(evidence, "ohlcv_raw", trade)
     last = max(s.where for s in evidence.records["ohlcv_raw"] if s.key == "ETHUSDT")
-    assert failed(evidence)["trades_once"].detail == f"ETHUSDT trade 2001 repeated at {last}"
+    assert judge(evidence).failed["trades_once"].detail == f"ETHUSDT trade 2001 repeated at {last}"
 
 
 def test_an_invented_trade_is_named(world: Build, edit: Edit) -> None:
@@ -134,8 +130,8 @@ def test_an_invented_trade_is_named(world: Build, edit: Edit) -> None:
     trades = [t for t in feed.trades if t.trade_id != 2001]
     feeds = {**evidence.exchange.feeds, "ETHUSDT": replace(feed, trades=trades)}
     evidence = replace(evidence, exchange=replace(evidence.exchange, feeds=feeds))
-    assert "ETHUSDT trade 2001" in failed(evidence)["trades_once"].detail
-    assert "none of the exchange's" in failed(evidence)["trades_once"].detail
+    assert "ETHUSDT trade 2001" in judge(evidence).failed["trades_once"].detail
+    assert "none of the exchange's" in judge(evidence).failed["trades_once"].detail
 
 
 def test_trades_out_of_order_are_named(world: Build) -> None:
@@ -143,7 +139,7 @@ def test_trades_out_of_order_are_named(world: Build) -> None:
     two = [s for s in evidence.records["ohlcv_raw"] if kind(events.Trade, symbol="ETHUSDT")(s)][:2]
     swapped = {two[0].where: two[1].event, two[1].where: two[0].event}
     records = [s._replace(event=swapped.get(s.where, s.event)) for s in evidence.records["ohlcv_raw"]]
-    found = failed(replace(evidence, records={**evidence.records, "ohlcv_raw": records}))
+    found = judge(replace(evidence, records={**evidence.records, "ohlcv_raw": records})).failed
     assert found["trades_in_order"].detail == f"ETHUSDT trade 2000 at {two[1].where} comes after 2001"
 
 
@@ -156,12 +152,12 @@ def test_a_trade_that_differs_from_the_exchange_is_named(world: Build, edit: Edi
     seen = first(evidence, "ohlcv_raw", kind(events.Trade, trade_id=2001))
     value = (not seen.event.buyer_is_maker) if value is None else value
     evidence = edit(evidence, "ohlcv_raw", lambda s: s is seen, changed(**{field: value}))
-    assert f"ETHUSDT trade 2001 at {seen.where}: {field} {value}" in failed(evidence)["trades_equal"].detail
+    assert f"ETHUSDT trade 2001 at {seen.where}: {field} {value}" in judge(evidence).failed["trades_equal"].detail
 
 
 def test_a_gap_that_nobody_filled_is_named(world: Build) -> None:
     evidence = add(world(), "ohlcv_raw", events.Gap("sim", "ETHUSDT", 2900, 2910, "timeout", False))
-    assert "ETHUSDT 2900 to 2910 (11) missing since" in failed(evidence)["gaps_resolved"].detail
+    assert "ETHUSDT 2900 to 2910 (11) missing since" in judge(evidence).failed["gaps_resolved"].detail
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -191,9 +187,9 @@ def test_of_a_gap_exactly_the_ids_neither_published_nor_declared_lost_are_named(
 
 def test_a_gap_of_more_ids_than_could_be_counted_is_named_at_once(world: Build) -> None:
     evidence = add(world(), "ohlcv_raw", events.Gap("sim", "ETHUSDT", 2900, 2**62, "timeout", False))
-    assert f"ETHUSDT 2900 to {2**62} ({2**62 - 2899}) missing since" in failed(evidence)["gaps_resolved"].detail
+    assert f"ETHUSDT 2900 to {2**62} ({2**62 - 2899}) missing since" in judge(evidence).failed["gaps_resolved"].detail
     evidence = add(evidence, "ohlcv_raw", events.Gap("sim", "ETHUSDT", 2900, 2**62, "lost", True))
-    assert "gaps_resolved" not in failed(evidence)
+    assert "gaps_resolved" not in judge(evidence).failed
 
 
 def test_a_watermark_with_another_kline_than_the_exchange_is_named(world: Build, edit: Edit) -> None:
@@ -201,7 +197,7 @@ def test_a_watermark_with_another_kline_than_the_exchange_is_named(world: Build,
     seen = first(evidence, "ohlcv_raw", kind(events.Watermark, symbol="ETHUSDT"))
     kline = msgspec.structs.replace(seen.event.kline, trade_count=99)
     evidence = edit(evidence, "ohlcv_raw", lambda s: s is seen, changed(kline=kline))
-    assert "trade_count 99 instead of" in failed(evidence)["watermarks_true"].detail
+    assert "trade_count 99 instead of" in judge(evidence).failed["watermarks_true"].detail
 
 
 @pytest.mark.parametrize(
@@ -227,7 +223,7 @@ def test_a_candle_that_differs_in_one_digit_is_named(world: Build, edit: Edit, f
     value = getattr(seen.event, field)
     value = value + (Decimal("1e-8") if isinstance(value, Decimal) else 1)
     evidence = edit(evidence, "ohlcv_agg", lambda s: s is seen, changed(**{field: value}))
-    detail = failed(evidence)["candles_equal_klines"].detail
+    detail = judge(evidence).failed["candles_equal_klines"].detail
     assert detail.startswith(f"ETHUSDT 2024-08-08 23:55 at {seen.where}: {field} {value}")
 
 
@@ -256,18 +252,21 @@ def test_a_longer_candle_is_compared_with_the_exchanges_kline_of_its_interval(wo
     assert right.ok
     assert int(right.expected) == int(before.expected) + 1
     wrong = msgspec.structs.replace(candle, volume=candle.volume + Decimal("1e-8"))
-    detail = failed(add(evidence, "ohlcv_agg", wrong))["candles_equal_klines"].detail
+    detail = judge(add(evidence, "ohlcv_agg", wrong)).failed["candles_equal_klines"].detail
     assert detail.startswith("ETHUSDT 5m 2024-08-08 23:55 at ohlcv_agg/")
     assert f"volume {wrong.volume} instead of {candle.volume}" in detail
     unknown = msgspec.structs.replace(candle, interval="1h")
-    assert "ETHUSDT 1h 2024-08-08 23:55" in failed(add(evidence, "ohlcv_agg", unknown))["candles_equal_klines"].detail
+    assert (
+        "ETHUSDT 1h 2024-08-08 23:55"
+        in judge(add(evidence, "ohlcv_agg", unknown)).failed["candles_equal_klines"].detail
+    )
 
 
 def test_a_missing_candle_is_named_as_missing_and_as_a_hole(world: Build, edit: Edit) -> None:
     evidence = world(minutes=5)
     minute = first(evidence, "ohlcv_agg", kind(events.Candle, symbol="ETHUSDT")).event.open_time + 60_000_000
     evidence = edit(evidence, "ohlcv_agg", kind(events.Candle, symbol="ETHUSDT", open_time=minute), lambda _: None)
-    found = failed(evidence)
+    found = judge(evidence).failed
     assert "ETHUSDT 2024-08-08 23:56: no candle" in found["candles_equal_klines"].detail
     assert "no candle between 2024-08-08 23:55 and 2024-08-08 23:57" in found["candles_once"].detail
 
@@ -275,7 +274,7 @@ def test_a_missing_candle_is_named_as_missing_and_as_a_hole(world: Build, edit: 
 def test_a_candle_said_twice_is_named(world: Build) -> None:
     evidence = world()
     seen = first(evidence, "ohlcv_agg", kind(events.Candle, symbol="ETHUSDT"))
-    assert "revisions [0, 0]" in failed(add(evidence, "ohlcv_agg", seen.event))["candles_once"].detail
+    assert "revisions [0, 0]" in judge(add(evidence, "ohlcv_agg", seen.event)).failed["candles_once"].detail
 
 
 def test_a_revision_that_follows_its_candle_is_counted_and_compared(world: Build, edit: Edit) -> None:
@@ -298,7 +297,7 @@ def test_a_symbol_in_the_wrong_partition_is_named(world: Build) -> None:
         for s in evidence.records["trading_signals"]
     ]
     evidence = replace(evidence, records={**evidence.records, "trading_signals": records})
-    assert f"belongs in partition {seen.where.partition}" in failed(evidence)["partitions_agree"].detail
+    assert f"belongs in partition {seen.where.partition}" in judge(evidence).failed["partitions_agree"].detail
 
 
 # --- signals and orders ------------------------------------------------------------------------------
@@ -308,18 +307,18 @@ def test_a_missing_signal_is_named_with_its_strategy(world: Build, edit: Edit) -
     evidence = edit(
         world(), "trading_signals", kind(events.Signal, symbol="ETHUSDT", strategy="weak_levels"), lambda _: None
     )
-    assert "weak_levels ETHUSDT 2024-08-08 23:55: no signal" in failed(evidence)["signals_one_per_candle"].detail
+    assert "weak_levels ETHUSDT 2024-08-08 23:55: no signal" in judge(evidence).failed["signals_one_per_candle"].detail
 
 
 def test_no_signals_at_all_is_no_success(world: Build) -> None:
     evidence = world()
     silent = replace(evidence, records={**evidence.records, "trading_signals": []})
-    assert failed(silent)["signals_one_per_candle"].detail == "no strategy has said anything"
+    assert judge(silent).failed["signals_one_per_candle"].detail == "no strategy has said anything"
 
 
 def test_a_signal_with_numbers_of_another_candle_is_named(world: Build, edit: Edit) -> None:
     evidence = edit(world(), "trading_signals", kind(events.Signal, symbol="ETHUSDT"), changed(close=Decimal("0.5")))
-    assert "close 0.5 instead of" in failed(evidence)["signals_one_per_candle"].detail
+    assert "close 0.5 instead of" in judge(evidence).failed["signals_one_per_candle"].detail
 
 
 def test_a_signal_without_an_answer_is_named(world: Build, edit: Edit) -> None:
@@ -331,7 +330,7 @@ def test_a_signal_without_an_answer_is_named(world: Build, edit: Edit) -> None:
         for s in evidence.records["order_events"]
         if not (isinstance(s.event, ours) and s.event.signal_id == bought.event.signal_id)
     ]
-    found = failed(replace(evidence, records={**evidence.records, "order_events": records}))
+    found = judge(replace(evidence, records={**evidence.records, "order_events": records})).failed
     assert "BUY ETHUSDT 2024-08-08 23:56" in found["signals_answered"].detail
     assert "no answer" in found["signals_answered"].detail
     assert "that nobody intended" in found["orders_equal_exchange"].detail
@@ -343,7 +342,7 @@ def test_a_signal_filled_and_skipped_is_named(world: Build) -> None:
     evidence = world()
     filled = first(evidence, "order_events", kind(events.OrderFilled, symbol="ETHUSDT")).event
     skip = events.SignalSkipped("main", filled.signal_id, "ETHUSDT", "BUY", "limit", "too much")
-    assert "and skipped at" in failed(add(evidence, "order_events", skip))["signals_answered"].detail
+    assert "and skipped at" in judge(add(evidence, "order_events", skip)).failed["signals_answered"].detail
 
 
 def test_an_order_without_an_end_is_unresolved(world: Build, edit: Edit) -> None:
@@ -351,7 +350,7 @@ def test_an_order_without_an_end_is_unresolved(world: Build, edit: Edit) -> None
     filled = first(evidence, "order_events", kind(events.OrderFilled, symbol="ETHUSDT")).event
     unknown = events.OrderUnresolved("main", filled.order_id, filled.signal_id, "ETHUSDT", "no answer")
     evidence = edit(evidence, "order_events", kind(events.OrderFilled, symbol="ETHUSDT"), changed(complete=False))
-    found = failed(add(evidence, "order_events", unknown))
+    found = judge(add(evidence, "order_events", unknown)).failed
     assert f"order {filled.order_id}" in found["unresolved_orders"].detail
     assert "is unresolved since" in found["unresolved_orders"].detail
 
@@ -364,7 +363,7 @@ def test_a_second_order_of_a_signal_is_named(world: Build) -> None:
     again = msgspec.structs.replace(intent, order_id="mf-again", attempt=2)
     orders = [*evidence.exchange.orders, order._replace(client_order_id="mf-again", order_id=99)]
     evidence = replace(add(evidence, "order_events", again), exchange=replace(evidence.exchange, orders=orders))
-    assert f"signal {intent.signal_id} was traded by 2 orders" in failed(evidence)["orders_sent_once"].detail
+    assert f"signal {intent.signal_id} was traded by 2 orders" in judge(evidence).failed["orders_sent_once"].detail
 
 
 def test_an_order_that_ended_otherwise_at_the_exchange_is_named(world: Build) -> None:
@@ -372,14 +371,14 @@ def test_an_order_that_ended_otherwise_at_the_exchange_is_named(world: Build) ->
     assert evidence.exchange is not None
     orders = [evidence.exchange.orders[0]._replace(status="CANCELED"), *evidence.exchange.orders[1:]]
     evidence = replace(evidence, exchange=replace(evidence.exchange, orders=orders))
-    assert "filled here, CANCELED at the exchange" in failed(evidence)["orders_equal_exchange"].detail
+    assert "filled here, CANCELED at the exchange" in judge(evidence).failed["orders_equal_exchange"].detail
 
 
 def test_a_fill_that_the_exchange_does_not_know_is_named(world: Build) -> None:
     evidence = world()
     assert evidence.exchange is not None
     evidence = replace(evidence, exchange=replace(evidence.exchange, fills=evidence.exchange.fills[1:]))
-    assert "is none of the exchange's" in failed(evidence)["fills_equal_exchange"].detail
+    assert "is none of the exchange's" in judge(evidence).failed["fills_equal_exchange"].detail
 
 
 @pytest.mark.parametrize("field", ["price", "qty", "quote_qty", "commission"])
@@ -388,7 +387,7 @@ def test_a_fill_that_differs_in_one_digit_is_named(world: Build, edit: Edit, fie
     seen = first(evidence, "order_events", kind(events.OrderFilled, symbol="ETHUSDT"))
     value = getattr(seen.event, field) + Decimal("1e-8")
     evidence = edit(evidence, "order_events", lambda s: s is seen, changed(**{field: value}))
-    detail = failed(evidence)["fills_equal_exchange"].detail
+    detail = judge(evidence).failed["fills_equal_exchange"].detail
     assert detail.startswith(f"ETHUSDT fill {seen.event.fill_id} at {seen.where}: {field.replace('_', ' ')} {value}")
 
 
@@ -398,7 +397,7 @@ def test_books_that_say_something_else_than_the_fold_are_named(world: Build, edi
     seen = first(evidence, "order_events", kind(events.OrderFilled, symbol="ETHUSDT"))
     value = getattr(seen.event, field) + Decimal("1e-8")
     evidence = edit(evidence, "order_events", lambda s: s is seen, changed(**{field: value}))
-    assert f"{field} {value} instead of" in failed(evidence)["positions_and_pnl"].detail
+    assert f"{field} {value} instead of" in judge(evidence).failed["positions_and_pnl"].detail
 
 
 def test_a_balance_that_differs_in_the_last_digit_is_named(world: Build) -> None:
@@ -407,7 +406,7 @@ def test_a_balance_that_differs_in_the_last_digit_is_named(world: Build) -> None
     usdt = evidence.exchange.balances["USDT"]
     balances = {**evidence.exchange.balances, "USDT": usdt + Decimal("1e-8")}
     evidence = replace(evidence, exchange=replace(evidence.exchange, balances=balances))
-    assert failed(evidence)["balances_equal_fold"].detail.startswith(f"USDT: {usdt:f} folded")
+    assert judge(evidence).failed["balances_equal_fold"].detail.startswith(f"USDT: {usdt:f} folded")
 
 
 # --- records that nobody foresaw ---------------------------------------------------------------------
@@ -449,4 +448,4 @@ def test_what_could_not_be_checked_does_not_hold(world: Build, part: str) -> Non
 
 def test_what_is_still_pending_after_the_waiting_does_not_hold(world: Build) -> None:
     evidence = replace(world(), pending=("the loader stands at 3 of 7 in ohlcv_raw/1",))
-    assert failed(evidence)["drained"].detail == "the loader stands at 3 of 7 in ohlcv_raw/1"
+    assert judge(evidence).failed["drained"].detail == "the loader stands at 3 of 7 in ohlcv_raw/1"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from marketflow_common import events
 from marketflow_operator.audit.judge import judge
-from marketflow_operator.audit.model import Check, Evidence, Message, Seen
+from marketflow_operator.audit.model import Evidence, Message
 from marketflow_operator.audit.settled import lagging, pending_warehouse
 from marketflow_operator.cli import CANNOT, WRONG, code_of
 from marketflow_operator.table import outcome
@@ -25,16 +25,8 @@ Build = Callable[..., Evidence]
 Edit = Callable[..., Evidence]
 
 
-def failed(evidence: Evidence) -> dict[str, Check]:
-    return {check.name: check for check in judge(evidence).failed}
-
-
-def kind(of: type, **fields: Any) -> Callable[[Seen], bool]:
-    return lambda seen: type(seen.event) is of and all(getattr(seen.event, k) == v for k, v in fields.items())
-
-
-def first(evidence: Evidence, topic: str, which: Callable[[Seen], bool]) -> Seen:
-    return next(seen for seen in evidence.records[topic] if which(seen))
+def busy_partition(evidence: Evidence) -> int:
+    return next(seen.where.partition for seen in evidence.records["ohlcv_raw"] if seen.key == "ETHUSDT")
 
 
 # --- warehouse ---------------------------------------------------------------------------------------
@@ -56,9 +48,9 @@ def test_a_deleted_a_repeated_and_a_changed_row_are_named(world: Build, table: s
     row = evidence.warehouse.tables[table][1]
     where = f"{row['KAFKA_TOPIC']}/{row['KAFKA_PARTITION']}@{row['KAFKA_OFFSET']}"
     name = f"warehouse_rows_{table.partition('.')[2].lower()}"
-    found = failed(damaged(evidence, table, lambda rows: [rows[0], *rows[2:]]))
+    found = judge(damaged(evidence, table, lambda rows: [rows[0], *rows[2:]])).failed
     assert found[name].detail == f"{where} missing in {table}"
-    found = failed(damaged(evidence, table, lambda rows: [*rows, rows[1]]))
+    found = judge(damaged(evidence, table, lambda rows: [*rows, rows[1]])).failed
     assert found[name].detail == f"{where} stands 2 times in {table}"
 
     def change(rows: list[Any]) -> list[Any]:
@@ -66,7 +58,7 @@ def test_a_deleted_a_repeated_and_a_changed_row_are_named(world: Build, table: s
         rows[1][column] += Decimal("1e-18")
         return rows
 
-    assert f"{table} {where}:" in failed(damaged(evidence, table, change))["warehouse_values"].detail
+    assert f"{table} {where}:" in judge(damaged(evidence, table, change)).failed["warehouse_values"].detail
 
 
 def test_a_time_that_is_a_microsecond_off_is_named(world: Build) -> None:
@@ -74,7 +66,7 @@ def test_a_time_that_is_a_microsecond_off_is_named(world: Build) -> None:
         rows[0]["TRADED_AT"] += timedelta(microseconds=1)
         return rows
 
-    assert "TRADED_AT" in failed(damaged(world(), "RAW.TRADES", change))["warehouse_values"].detail
+    assert "TRADED_AT" in judge(damaged(world(), "RAW.TRADES", change)).failed["warehouse_values"].detail
 
 
 def test_a_row_of_a_topic_that_was_made_anew_is_named(world: Build) -> None:
@@ -82,13 +74,13 @@ def test_a_row_of_a_topic_that_was_made_anew_is_named(world: Build) -> None:
         rows[0]["KAFKA_TOPIC_ID"] = "another"
         return rows
 
-    assert "topic id another" in failed(damaged(world(), "RAW.TRADES", change))["warehouse_rows_trades"].detail
+    assert "topic id another" in judge(damaged(world(), "RAW.TRADES", change)).failed["warehouse_rows_trades"].detail
 
 
 def test_an_unreadable_record_has_to_lie_in_rejects(world: Build, edit: Edit) -> None:
-    evidence = edit(world(), "ohlcv_raw", kind(events.Trade), lambda s: s._replace(event=None))
+    evidence = edit(world(), "ohlcv_raw", lambda s: isinstance(s.event, events.Trade), lambda s: s._replace(event=None))
     seen = next(s for s in evidence.records["ohlcv_raw"] if s.event is None)
-    found = failed(evidence)
+    found = judge(evidence).failed
     assert found["rejects_equal_unreadable"].detail == f"{seen.where} missing in RAW.REJECTS"
     assert "is no such record of the topic" in found["warehouse_rows_trades"].detail
 
@@ -96,19 +88,19 @@ def test_an_unreadable_record_has_to_lie_in_rejects(world: Build, edit: Edit) ->
 def test_a_position_behind_the_last_record_is_named(world: Build) -> None:
     evidence = world()
     assert evidence.warehouse is not None
-    busy = first(evidence, "ohlcv_raw", lambda s: s.key == "ETHUSDT").where.partition
+    busy = busy_partition(evidence)
     positions = [
         p._replace(next_offset=1) if (p.topic, p.partition) == ("ohlcv_raw", busy) else p
         for p in evidence.warehouse.positions
     ]
     evidence = replace(evidence, warehouse=replace(evidence.warehouse, positions=positions))
-    assert f"ohlcv_raw/{busy}: position 1 is behind the last record" in failed(evidence)["load_offsets"].detail
+    assert f"ohlcv_raw/{busy}: position 1 is behind the last record" in judge(evidence).failed["load_offsets"].detail
 
 
 def lagging_at(evidence: Evidence, at: int) -> tuple[Evidence, int]:
     """The loader has landed the busiest partition of ohlcv_raw up to ``at``, and not a row more."""
     assert evidence.warehouse is not None
-    busy = first(evidence, "ohlcv_raw", lambda s: s.key == "ETHUSDT").where.partition
+    busy = busy_partition(evidence)
     here = ("ohlcv_raw", busy)
     positions = [
         p._replace(next_offset=at) if (p.topic, p.partition) == here else p for p in evidence.warehouse.positions
@@ -128,7 +120,7 @@ def lagging_at(evidence: Evidence, at: int) -> tuple[Evidence, int]:
 def test_what_has_not_landed_yet_is_pending_and_no_damage(world: Build, at: int) -> None:
     evidence, _ = lagging_at(world(), at)
     found = judge(evidence)
-    assert [check.name for check in found.failed] == ["drained"]
+    assert list(found.failed) == ["drained"]
     assert not found.failed_beyond_waiting
     assert not found.ok
     rows = next(check for check in found.checks if check.name == "warehouse_rows_trades")
@@ -156,7 +148,7 @@ def test_rows_beyond_the_position_of_a_loader_that_lags_are_damage(world: Build)
     assert evidence.warehouse is not None
     assert whole.warehouse is not None
     ahead = replace(evidence, warehouse=replace(evidence.warehouse, tables=whole.warehouse.tables))
-    found = failed(ahead)
+    found = judge(ahead).failed
     assert f"ohlcv_raw/{busy}: position 9 is behind the last landed row" in found["load_offsets"].detail
 
 
@@ -167,7 +159,7 @@ def test_a_notification_that_never_came_is_named_with_its_channel(world: Build) 
     evidence = world()
     assert evidence.recorded is not None
     told = [m for i, m in enumerate(evidence.recorded) if i != 0]
-    found = failed(replace(evidence, recorded=told))["notifications_delivered"]
+    found = judge(replace(evidence, recorded=told)).failed["notifications_delivered"]
     assert found.detail.startswith("telegram was not told of trading_signals/")
     assert int(found.expected) == int(found.actual) + 2
 
@@ -175,15 +167,15 @@ def test_a_notification_that_never_came_is_named_with_its_channel(world: Build) 
 def test_a_channel_that_recorded_nothing_is_not_forgotten(world: Build) -> None:
     evidence = world()
     told = [m for m in evidence.recorded or () if m.channel == "telegram"]
-    found = failed(replace(evidence, recorded=told))
+    found = judge(replace(evidence, recorded=told)).failed
     assert found["notifications_delivered"].detail.startswith("discord was not told of")
 
 
 def test_a_notification_of_something_that_never_was_is_named(world: Build) -> None:
     evidence = world()
-    hold = first(evidence, "trading_signals", kind(events.Signal, signal_type="HOLD"))
+    hold = next(s for s in evidence.records["trading_signals"] if s.event.signal_type == "HOLD")
     told = [*(evidence.recorded or ()), Message("telegram", f"what? {hold.where}")]
-    found = failed(replace(evidence, recorded=told))
+    found = judge(replace(evidence, recorded=told)).failed
     assert found["notifications_delivered"].detail == f"telegram was told of {hold.where}, which is no due record"
 
 
@@ -212,4 +204,4 @@ def test_starts_by_an_earlier_supervisor_count_as_restarts_of_the_notifier(tmp_p
 def test_a_notifier_that_repeats_everything_fails_even_if_nobody_counts_restarts(world: Build) -> None:
     evidence = world(minutes=8)
     evidence = replace(evidence, recorded=[*(evidence.recorded or ())] * 2, notifier_restarts=None)
-    assert "notifications_repeated" in failed(evidence)
+    assert "notifications_repeated" in judge(evidence).failed

@@ -38,10 +38,12 @@ __all__ = [
     "committed_anywhere",
     "consumer",
     "is_fenced",
+    "is_record",
     "partition_count",
     "position",
     "producer",
     "read_range",
+    "reader",
     "records_of",
     "send",
     "watermarks",
@@ -162,6 +164,11 @@ def consumer(kafka: KafkaSettings, group: str, **more: Any) -> Consumer:
     return Consumer(config)
 
 
+def reader(kafka: KafkaSettings, group: str, **more: Any) -> Consumer:
+    """A consumer that reads up to the end, and is told of it: by an empty answer, which is asked for soon."""
+    return consumer(kafka, group, **{"enable.partition.eof": True, "fetch.wait.max.ms": 20, **more})
+
+
 def producer(kafka: KafkaSettings, transactional_id: str) -> Producer:
     """A transactional producer tuned for small transactions (6.5 ms instead of 28 ms for one record)."""
     return Producer(
@@ -211,6 +218,22 @@ def is_fenced(error: KafkaException) -> bool:
         KafkaError.INVALID_PRODUCER_EPOCH,
         KafkaError.PRODUCER_FENCED,
     )
+
+
+def is_record(message: Message) -> bool:
+    """Whether a consumer's message is a record; if not, what the client has to say is logged.
+
+    Raises PositionLost or FatalKafkaError where it is something that cannot be gone on from.
+    """
+    error = message.error()
+    if error is None:
+        return True
+    if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        raise PositionLost(f"{error.str()}; nothing was reset")
+    if error.fatal():
+        raise FatalKafkaError(error.str())
+    _log.warning("too_slow" if error.code() == KafkaError._MAX_POLL_EXCEEDED else "consume_error", detail=error.str())
+    return False
 
 
 def admin(kafka: KafkaSettings) -> AdminClient:
@@ -347,8 +370,7 @@ def read_range(
 
     ``keep_going`` is called now and then, for a health beat. Raises FatalKafkaError if the broker stops answering.
     """
-    # The end is known by an empty answer, so one is asked for soon.
-    client = consumer(kafka, "reader", **{"enable.partition.eof": True, "fetch.wait.max.ms": 20})
+    client = reader(kafka, "reader")
     topic = kafka.topic(name)
     try:
         low, high = watermarks(client, topic, partition)

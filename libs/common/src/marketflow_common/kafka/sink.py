@@ -10,13 +10,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from .. import logs, metrics
 from ..health import Health
 from ..settings import KafkaSettings
 from . import client
-from .client import Committed, FatalKafkaError
+from .client import Committed
 
 __all__ = ["Batches", "Effect", "Limits", "Retry", "Sink", "Slot"]
 
@@ -196,21 +196,13 @@ class Sink:
 
     def _take(self, messages: list[Message]) -> None:
         taken = dict.fromkeys(self._sources, 0)
-        for message in messages:
-            error = message.error()
-            if error is None:
-                slot = Slot(self._plain[message.topic() or ""], message.partition() or 0)
-                if slot in self._buffers:
-                    self._buffers[slot].append(message)
-                    self._rows += 1
-                    self._bytes += len(message)
-                    taken[slot.topic] += 1
-            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                raise client.PositionLost(f"{error.str()}; nothing was reset")
-            elif error.fatal():
-                raise FatalKafkaError(error.str())
-            else:
-                _log.warning("consume_error", detail=error.str())
+        for message in filter(client.is_record, messages):
+            slot = Slot(self._plain[message.topic() or ""], message.partition() or 0)
+            if slot in self._buffers:
+                self._buffers[slot].append(message)
+                self._rows += 1
+                self._bytes += len(message)
+                taken[slot.topic] += 1
         for topic, count in taken.items():
             metrics.MESSAGES_IN.labels(topic).inc(count)
         if self._oldest is None and self._rows:

@@ -19,7 +19,7 @@ from ..events import Event
 from ..health import Health
 from ..settings import KafkaSettings
 from . import client
-from .client import Committed, FatalKafkaError, Fenced, Record
+from .client import Committed, Fenced, Record
 
 __all__ = ["Lane", "Transform"]
 
@@ -245,27 +245,12 @@ class Transform:
         return messages
 
     def _by_partition(self, messages: list[Message]) -> dict[int, list[Message]]:
-        batches: dict[int, list[Message]] = {}
-        if not any(map(Message.error, messages)):
-            numbers = cast("list[int]", list(map(Message.partition, messages)))
-            batches = {number: [] for number in sorted(set(numbers))}
-            for number, message in zip(numbers, messages, strict=True):
-                batches[number].append(message)
-            return batches
-        for message in messages:
-            error = message.error()
-            if error is None:
-                partition = message.partition()
-                assert partition is not None
-                batches.setdefault(partition, []).append(message)
-            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                raise client.PositionLost(f"{error.str()}; nothing was reset")
-            elif error.code() == KafkaError._MAX_POLL_EXCEEDED:
-                _log.warning("too_slow", detail=error.str())
-            elif error.fatal():
-                raise FatalKafkaError(error.str())
-            else:
-                _log.warning("consume_error", detail=error.str())
+        if any(map(Message.error, messages)):
+            messages = list(filter(client.is_record, messages))
+        numbers = cast("list[int]", list(map(Message.partition, messages)))
+        batches: dict[int, list[Message]] = {number: [] for number in sorted(set(numbers))}
+        for number, message in zip(numbers, messages, strict=True):
+            batches[number].append(message)
         return batches
 
     def _work(self, partition: int, batch: list[Message]) -> None:

@@ -28,14 +28,14 @@ class Verdict:
         return all(check.ok is True for check in self.checks)
 
     @property
-    def failed(self) -> list[Check]:
-        """Checks that do not hold."""
-        return [check for check in self.checks if check.ok is False]
+    def failed(self) -> dict[str, Check]:
+        """Checks that do not hold, by name."""
+        return {check.name: check for check in self.checks if check.ok is False}
 
     @property
     def failed_beyond_waiting(self) -> list[Check]:
         """Failed checks other than that something had not come through yet."""
-        return [check for check in self.failed if check.name != "drained"]
+        return [check for name, check in self.failed.items() if name != "drained"]
 
     @property
     def not_run(self) -> list[Check]:

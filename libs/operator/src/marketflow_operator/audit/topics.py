@@ -41,9 +41,7 @@ class TopicReader:
         except client.FatalKafkaError as error:
             raise CannotRead(str(error)) from None
         self._kafka, self._on_record, self._keep = kafka, on_record, keep
-        self._consumer: Consumer = client.consumer(
-            kafka, "audit", **{"enable.partition.eof": True, "fetch.wait.max.ms": 20, "log_level": 0}
-        )
+        self._consumer: Consumer = client.reader(kafka, "audit", log_level=0)
         self._plain = {kafka.topic(name): name for name in ALL}
         self._reached: dict[tuple[str, int], int] = {}
         self.ends: dict[tuple[str, int], int] = {}
@@ -76,26 +74,25 @@ class TopicReader:
                 for partition in range(self.partitions):
                     _, high = client.watermarks(self._consumer, self._kafka.topic(name), partition)
                     self.ends[name, partition] = max(high, self.ends.get((name, partition), 0))
-            news = self._read()
+            self._read()
         except KafkaException as error:
             raise CannotRead(f"Kafka at {self._kafka.bootstrap_servers}: {error.args[0].str()}") from None
-        # The time before, records may have come from beyond the ends of then: they are shown only now.
-        return news or any(found and found[-1].where.offset >= shown.get(key, 0) for key, found in self._found.items())
+        # Not by what came this time: records may have come before, from beyond the ends of then, and show only now.
+        return any(found and found[-1].where.offset >= shown.get(key, 0) for key, found in self._found.items())
 
-    def _read(self) -> bool:
-        news, until = False, time.monotonic() + PATIENCE
+    def _read(self) -> None:
+        until = time.monotonic() + PATIENCE
         while any(self._reached[key] < end for key, end in self.ends.items()):
             messages = self._consumer.consume(10_000, 0.2)
             for message in messages:
-                news = self._take(message) or news
+                self._take(message)
             if messages:
                 until = time.monotonic() + PATIENCE
             elif time.monotonic() > until:
                 behind = {f"{n}/{p}": (self._reached[n, p], end) for (n, p), end in self.ends.items()}
                 raise CannotRead(f"Kafka gave nothing for {PATIENCE:g} s although there is more: {behind}")
-        return news
 
-    def _take(self, message: Message) -> bool:
+    def _take(self, message: Message) -> None:
         name, partition, offset = self._plain[str(message.topic())], message.partition(), message.offset()
         assert partition is not None
         assert offset is not None
@@ -106,7 +103,7 @@ class TopicReader:
                 self._reached[key] = max(self._reached[key], offset)
             elif not error.retriable():
                 raise KafkaException(error)
-            return False
+            return
         self._reached[key] = offset + 1
         event: Any = None
         problem = ""
@@ -120,7 +117,6 @@ class TopicReader:
         if self._keep:
             self._found[key].append(seen)
         self._on_record(seen)
-        return True
 
     @property
     def records(self) -> dict[str, list[Seen]]:
