@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from marketflow_operator.demo import ENVIRONMENT
 from marketflow_stack.processes import free_port
-from marketflow_stack.stack import Ports, StackConfig, open_market, service_spec, supervisor
+from marketflow_stack.stack import Ports, StackConfig, service_spec, supervisor
 from marketflow_stack.supervisor import Supervisor
 from marketflow_stack.testing import ask, eventually, read_all
 
@@ -31,7 +31,7 @@ class Chain:
         self.story: list[str] = []
 
     def open_market(self) -> None:
-        open_market(self.config)
+        ask(self.config.url("simulator") + "/sim/market/start", method="POST")
 
     def market(self) -> dict[str, Any]:
         found: dict[str, Any] = ask(self.config.url("simulator") + "/sim/market")
