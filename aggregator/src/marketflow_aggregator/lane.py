@@ -32,7 +32,6 @@ class CandleLane:
         """``intervals``: longer ones to be made besides 1m."""
         self._partition = str(partition)
         self._candles = Candles(output_end, intervals)
-        self._sent: list[Candle] = []
         self._counted: dict[str, int] = dict.fromkeys(self._candles.counts, 0)
 
     def restore_output(self, record: Record) -> None:
@@ -51,9 +50,8 @@ class CandleLane:
             seen = cause.received_at if isinstance(cause, Trade) else appended_ms * 1000
             metrics.LATENCY.observe(max(0, now - seen) / 1e6)
             metrics.CLOSED.labels("yes" if candle.revision else "no").inc()
-        self._sent = [candle for candle, _ in made]
         self._report()
-        return list(self._sent)
+        return [candle for candle, _ in made]
 
     def position(self, next_offset: int) -> Committed:
         """See the class."""
@@ -61,11 +59,12 @@ class CandleLane:
         marks = {"in_from": in_from} if in_from < next_offset else {}
         return Committed(next_offset, marks if out_from is None else marks | {"out_from": out_from})
 
-    def delivered(self, offsets: Sequence[int]) -> None:
-        """The candles of the last ``process`` have got these offsets."""
+    def delivered(self, outputs: Sequence[Event], offsets: Sequence[int]) -> None:
+        """The candles have got these offsets."""
         if offsets:
             self._candles.floor = offsets[-1] + 1
-        for candle, offset in zip(self._sent, offsets, strict=len(offsets) == len(self._sent)):
+        for candle, offset in zip(outputs, offsets, strict=True):
+            assert isinstance(candle, Candle)
             self._candles.located(candle, offset)
 
     def _report(self) -> None:

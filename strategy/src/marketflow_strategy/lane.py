@@ -52,7 +52,7 @@ class SignalLane:
         needed = [at for s in self._series.values() if s.newest >= awake and (at := s.needed_from) is not None]
         return Committed(next_offset, {"in_from": min(needed)} if needed else {})
 
-    def delivered(self, offsets: Sequence[int]) -> None:
+    def delivered(self, outputs: Sequence[Event], offsets: Sequence[int]) -> None:
         """Offsets of the output are not needed."""
 
     def _take(self, record: Record) -> list[Signal]:

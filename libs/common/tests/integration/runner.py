@@ -58,7 +58,7 @@ class RunningTotal:
     def position(self, next_offset: int) -> Committed:
         return Committed(next_offset, {"out_from": self.out_from})
 
-    def delivered(self, offsets: Sequence[int]) -> None:
+    def delivered(self, outputs: Sequence[Event], offsets: Sequence[int]) -> None:
         if offsets:
             self.out_from = offsets[-1]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -59,19 +59,30 @@ class Lane(Protocol):
         lowest output offset needed.
         """
 
-    def delivered(self, offsets: Sequence[int]) -> None:
-        """Offsets that the last outputs have got, in the order in which they were returned."""
+    def delivered(self, outputs: Sequence[Event], offsets: Sequence[int]) -> None:
+        """What ``process`` returned, and the offset that each has got."""
 
 
 @dataclass
 class _Open:
-    """A lane at work, or (``lane is None``) one that waits to be opened again."""
+    """A lane at work, or (``lane is None``) one that waits to be opened again.
+
+    ``outputs`` of the input before ``next_offset`` (-1: nothing was taken) are not committed yet.
+    """
 
     producer: Producer | None
     lane: Lane | None
     committed: Committed
     retry_at: float = 0.0
     last_commit: float = 0.0
+    next_offset: int = -1
+    outputs: list[Event] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+
+    def on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        """Told by the client, in the order of ``outputs``."""
+        if error is None:
+            self.offsets.append(message.offset() or 0)
 
 
 class Transform:
@@ -91,6 +102,7 @@ class Transform:
     ) -> None:
         """``make_lane(partition, output_end)`` makes an empty lane; ``output_end`` is the end of its output as of now.
 
+        ``batch``: records taken at a time at most, for one transaction of each lane.
         ``step`` is told the name of each step (consumed, processed, produced, offsets_sent, committed), so that a
         test can die there.
         """
@@ -99,6 +111,7 @@ class Transform:
         self._in_topic, self._out_topic = kafka.topic(source), kafka.topic(target)
         self._batch, self._step = batch, step
         self._lanes: dict[int, _Open] = {}
+        self._opened = 0
         self._consumer: Consumer | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -133,7 +146,8 @@ class Transform:
                     raise failure[0]
                 self._health.beat()
                 for partition, batch in self._by_partition(messages).items():
-                    self._work(partition, batch)
+                    self._take(partition, batch)
+                self._settle()
                 now = time.monotonic()
                 for partition, open_ in list(self._lanes.items()):
                     if open_.lane is None and now >= open_.retry_at:
@@ -201,6 +215,7 @@ class Transform:
             self._broken(partition, error)
             return None
         self._lanes[partition] = _Open(producer, lane, position, last_commit=time.monotonic())
+        self._opened += 1
         _log.info(
             "lane_opened",
             partition=partition,
@@ -240,7 +255,11 @@ class Transform:
         first = consumer.poll(0.1)
         if first is None:
             return []
-        messages = [first, *consumer.consume(self._batch - 1, 0)] if self._batch > 1 else [first]
+        opened = self._opened
+        messages = consumer.consume(self._batch - 1, 0) if self._batch > 1 else []
+        if self._opened == opened:
+            messages.insert(0, first)
+        # Otherwise the lanes have been opened anew while it was held here: it comes again, in its place.
         self._step("consumed")
         return messages
 
@@ -253,47 +272,64 @@ class Transform:
             batches[number].append(message)
         return batches
 
-    def _work(self, partition: int, batch: list[Message]) -> None:
+    def _take(self, partition: int, batch: list[Message]) -> None:
         open_ = self._lanes.get(partition)
-        if open_ is None or open_.lane is None or open_.producer is None:
+        if open_ is None or open_.lane is None:
             return
-        lane, producer = open_.lane, open_.producer
-        outputs = lane.process(client.records_of(batch, self._source))
+        open_.outputs = open_.lane.process(client.records_of(batch, self._source))
+        open_.next_offset = (batch[-1].offset() or 0) + 1
         metrics.MESSAGES_IN.labels(self._source).inc(len(batch))
         self._step("processed")
-        last = batch[-1].offset()
-        assert last is not None
-        position = lane.position(last + 1)
-        now = time.monotonic()
-        if not outputs and (position == open_.committed or now - open_.last_commit < IDLE_COMMIT_SECONDS):
-            return
-        offsets: list[int] = []
 
-        def on_delivery(error: KafkaError | None, message: Message) -> None:
-            if error is None:
-                offsets.append(message.offset() or 0)
+    def _settle(self) -> None:
+        """Commit what the lanes have taken. The outputs of all of them are on their way before one is waited for."""
+        begun = {p: position for p in list(self._lanes) if (position := self._begin(p)) is not None}
+        for partition, position in begun.items():
+            self._commit(partition, position)
 
+    def _begin(self, partition: int) -> Committed | None:
+        """Send a lane's outputs in a transaction; returns the position to commit, None if nothing is open."""
+        open_ = self._lanes[partition]
+        if open_.lane is None or open_.producer is None or open_.next_offset < 0:
+            return None
+        position = open_.lane.position(open_.next_offset)
+        quiet = time.monotonic() - open_.last_commit < IDLE_COMMIT_SECONDS
+        if not open_.outputs and (quiet or position == open_.committed):
+            return None
         try:
-            producer.begin_transaction()
-            for event in outputs:
-                client.send(producer, self._out_topic, partition, event, on_delivery)
+            open_.producer.begin_transaction()
+            for event in open_.outputs:
+                client.send(open_.producer, self._out_topic, partition, event, open_.on_delivery)
             self._step("produced")
-            assert self._consumer is not None
-            producer.send_offsets_to_transaction(
+        except KafkaException as error:
+            self._broken(partition, error)
+            return None
+        return position
+
+    def _commit(self, partition: int, position: Committed) -> None:
+        open_ = self._lanes[partition]
+        assert self._consumer is not None
+        assert open_.lane is not None
+        assert open_.producer is not None
+        start = time.monotonic()
+        try:
+            open_.producer.send_offsets_to_transaction(
                 [client.position(self._in_topic, partition, position.offset, position.marks)],
                 self._consumer.consumer_group_metadata(),
                 client.TIMEOUT,
             )
             self._step("offsets_sent")
-            producer.commit_transaction(self._kafka.transaction_timeout_ms / 1000)
+            open_.producer.commit_transaction(self._kafka.transaction_timeout_ms / 1000)
         except KafkaException as error:
             self._broken(partition, error)
             return
         self._step("committed")
-        lane.delivered(offsets)
-        open_.committed, open_.last_commit = position, time.monotonic()
+        outputs, offsets = open_.outputs, open_.offsets
+        open_.outputs, open_.offsets = [], []
+        open_.lane.delivered(outputs, offsets)
+        open_.committed, open_.last_commit, open_.next_offset = position, time.monotonic(), -1
         metrics.MESSAGES_OUT.labels(self._target).inc(len(outputs))
-        metrics.TRANSACTION_SECONDS.labels(self._target).observe(open_.last_commit - now)
+        metrics.TRANSACTION_SECONDS.labels(self._target).observe(open_.last_commit - start)
 
     def _report_lag(self, consumer: Consumer) -> None:
         for partition in self._lanes:
