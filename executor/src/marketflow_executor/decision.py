@@ -11,10 +11,10 @@ from typing import Literal
 import msgspec
 from marketflow_common.events import OrderIntended, Signal, SignalSkipped, TradingState
 from marketflow_common.intervals import close_time
-from marketflow_common.numbers import EXACT, ZERO, fixed
+from marketflow_common.numbers import EXACT, fixed
 
 from .books import Position
-from .filters import Instrument
+from .filters import Draft, Instrument, Market, Refusal
 from .orders import order_id
 
 __all__ = ["Limits", "Skip", "View", "decide"]
@@ -129,13 +129,15 @@ def _buy(signal: Signal, view: View, instrument: Instrument, limits: Limits) -> 
         ]
         # The tightest limit sizes the order, and is the reason if too little is left; the order's own size goes first.
         quote, reason, detail = min(rooms, key=lambda room: room[0])
-        qty = instrument.affordable(max(quote, ZERO), signal.close)
-        notional = qty * signal.close
-    problem = instrument.problem(qty, signal.close)
-    if problem is not None:
-        if reason == "below_min_notional" and notional >= instrument.min_notional:
+        qty = instrument.affordable(quote, signal.close)
+    draft, market = Draft("BUY", "MARKET", qty), Market(signal.close)
+    found = instrument.fit(draft, market)
+    if isinstance(found, Refusal):
+        if reason == "below_min_notional" and qty >= instrument.least(signal.close):
             reason = "filter"
-        return reason, f"{problem} ({detail})"
+        return reason, f"{found.filter}: {found.detail} ({detail})"
+    qty = found.qty
+    notional = EXACT.multiply(qty, signal.close)
     if notional > view.free:
         quote_asset = instrument.assets.quote
         return "insufficient_balance", f"{notional:f} {quote_asset} needed, {view.free:f} there"
@@ -145,17 +147,16 @@ def _buy(signal: Signal, view: View, instrument: Instrument, limits: Limits) -> 
 def _sell(signal: Signal, position: Position, instrument: Instrument, limits: Limits) -> Decimal | tuple[Skip, str]:
     if position.qty <= 0:
         return "no_position", f"no {instrument.assets.base} is held"
+    least = instrument.least(signal.close)
     with localcontext(EXACT):
-        whole = instrument.round_down(position.qty)
-        if instrument.max_qty:
-            whole = min(whole, instrument.round_down(instrument.max_qty))
-        qty = min(instrument.affordable(limits.order_quote, signal.close), whole)
+        qty = instrument.affordable(limits.order_quote, signal.close)
         # A rest that could never be sold by itself goes along.
-        if (position.qty - qty) * signal.close < instrument.min_notional:
-            qty = whole
-    problem = instrument.problem(qty, signal.close)
-    if problem is None:
-        return qty
-    with localcontext(EXACT):
-        small = qty * signal.close < instrument.min_notional or qty < instrument.min_qty or not qty
-    return ("below_min_notional" if small else "filter"), f"{problem} ({position.qty:f} held)"
+        if position.qty - qty < least:
+            qty = position.qty
+    found = instrument.fit(Draft("SELL", "MARKET", qty), Market(signal.close))
+    if isinstance(found, Draft):
+        return found.qty
+    return (
+        "below_min_notional" if position.qty < least else "filter",
+        f"{found.filter}: {found.detail} ({position.qty:f} held)",
+    )
