@@ -9,6 +9,7 @@ from decimal import Decimal, localcontext
 
 from marketflow_common.events import (
     AccountOpened,
+    Convention,
     OrderEvent,
     OrderFilled,
     OrderIntended,
@@ -32,10 +33,10 @@ _REMEMBERED = 200_000
 class Account:
     """State of one account; events of other accounts are passed over."""
 
-    def __init__(self, name: str, assets: dict[str, Assets]) -> None:
+    def __init__(self, name: str, assets: dict[str, Assets], convention: Convention = "average") -> None:
         """``assets`` must know every symbol that has a fill."""
         self.name, self.assets = name, assets
-        self.books = Books()
+        self.books = Books(convention=convention)
         self.open: dict[str, Order] = {}
         self.opened: AccountOpened | None = None
         self.state: TradingState = "ACTIVE"

@@ -9,7 +9,7 @@ from decimal import Decimal, localcontext
 from typing import Literal
 
 import msgspec
-from marketflow_common.events import OrderIntended, Signal, SignalSkipped, TradingState
+from marketflow_common.events import Convention, OrderIntended, Signal, SignalSkipped, TradingState
 from marketflow_common.intervals import close_time
 from marketflow_common.numbers import EXACT, fixed
 
@@ -47,6 +47,7 @@ class Limits(msgspec.Struct, frozen=True):
     max_signal_age_ms: int
     max_attempts: int
     recv_window_ms: int
+    convention: Convention = "average"
 
 
 class View(msgspec.Struct, frozen=True):

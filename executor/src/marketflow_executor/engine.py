@@ -89,7 +89,7 @@ class Engine:
     ) -> None:
         self._kafka, self._limits, self._exchange, self._health = kafka, limits, exchange, health
         self._leads, self._margin_ms, self._reconcile_s, self._step = leads, not_found_margin_ms, reconcile_s, step
-        self.account = Account(limits.account, {})
+        self.account = Account(limits.account, {}, limits.convention)
         self._name = f"executor-{limits.account}"
         self._partitions = partitions
         self._producer: Producer | None = None
@@ -144,10 +144,17 @@ class Engine:
                 f"account {opened.account!r} was opened in mode {opened.mode} and cannot go on in mode "
                 f"{self._limits.mode}, whose exchange knows other balances; set MARKETFLOW_EXECUTOR_ACCOUNT to another"
             )
+        if opened is not None and opened.convention != self._limits.convention:
+            raise FatalKafkaError(
+                f"the books of account {opened.account!r} are kept by convention {opened.convention} and cannot go on "
+                f"by {self._limits.convention}; set MARKETFLOW_EXECUTOR_LOTS back, or MARKETFLOW_EXECUTOR_ACCOUNT to "
+                "another"
+            )
         if opened is None:
             balances = self._until_available(self._exchange.opening_balances)
             now = self._until_available(self._exchange.now_ms)
-            self._commit([AccountOpened(self._limits.account, self._limits.mode, balances, now * 1_000)])
+            convention = self._limits.convention
+            self._commit([AccountOpened(self._limits.account, self._limits.mode, balances, now * 1_000, convention)])
         self._show()
         _log.info("folded", events=len(events), open_orders=sorted(self.account.open), state=self.account.state)
 

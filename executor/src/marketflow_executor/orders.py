@@ -216,6 +216,7 @@ def _report(order: Order, report: Report, books: Books, assets: Assets) -> Learn
                 position_cost=fixed(booked.position.cost),
                 filled_at=fill.filled_at,
                 complete=filled and fill is new[-1],
+                commission_price=_worth(fill, assets),
             )
         )
     if filled:
@@ -230,6 +231,11 @@ def _report(order: Order, report: Report, books: Books, assets: Assets) -> Learn
         case _:
             return Learned(tuple(events), "open")
     return Learned(tuple(events), "ended")
+
+
+def _worth(fill: Fill, assets: Assets) -> Decimal | None:
+    price = fill.fee_price(assets)
+    return None if price is None else fixed(price)
 
 
 class _Head(TypedDict):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
+from marketflow_common.events import Convention
 from marketflow_common.numbers import NotANumber, number
 from marketflow_common.settings import ServiceSettings, prefix
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
@@ -42,6 +43,9 @@ class ExecutorSettings(ServiceSettings):
     max_position_quote: Decimal = Field(Decimal(1000), gt=0, description="most that one symbol may have cost, in quote")
     max_exposure_quote: Decimal = Field(
         Decimal(5000), gt=0, description="most that all symbols together may have cost, in quote"
+    )
+    lots: Convention = Field(
+        "average", description="which cost leaves with a sale: average, or fifo; for the whole life of an account"
     )
     max_signal_age_s: int = Field(
         120, ge=0, description="signals older than this by the exchange's clock are skipped; 0: none (for replays)"
@@ -121,4 +125,5 @@ class ExecutorSettings(ServiceSettings):
             max_signal_age_ms=self.max_signal_age_s * 1_000,
             max_attempts=self.max_attempts,
             recv_window_ms=self.recv_window_ms,
+            convention=self.lots,
         )
