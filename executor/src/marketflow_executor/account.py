@@ -23,6 +23,7 @@ from .books import Assets, Books
 from .decision import View
 from .filters import Instrument
 from .orders import Order
+from .risk import DAILY_LOSS, DRAWDOWN, RECONCILER, Entry, Path, Standing
 
 __all__ = ["Account"]
 
@@ -41,6 +42,10 @@ class Account:
         self.opened: AccountOpened | None = None
         self.state: TradingState = "ACTIVE"
         self.state_reason = self.state_by = ""
+        self.state_at = 0
+        self.before_halt: TradingStateChanged | None = None
+        """What the reconciliation has halted, to be gone back to."""
+        self.path = Path()
         self.differences: list[str] = []
         self._answered: dict[str, None] = {}
 
@@ -53,17 +58,19 @@ class Account:
                 self.opened = event
                 self.books = self.books.opened(event.balances)
             case TradingStateChanged():
-                self.state, self.state_reason, self.state_by = event.state, event.reason, event.changed_by
+                self._change(event)
             case SignalSkipped():
                 self._answer(event.signal_id)
+                if event.signal_close is not None and event.decided_at is not None:
+                    self._priced(event.decided_at, event.symbol, event.signal_close)
             case OrderIntended():
                 self._answer(event.signal_id)
                 self.open[event.order_id] = Order(event)
+                self.path.intended(event.timestamp_ms)
+                self._priced(event.timestamp_ms * 1_000, event.symbol, event.signal_close)
             case _:
                 if isinstance(event, OrderFilled):
-                    self.books, difference = self.books.fold(event, self.assets[event.symbol])
-                    if difference:
-                        self.differences.append(difference)
+                    self._fill(event)
                 order = self.open.get(event.order_id)
                 if order is not None:
                     order = order.follow(event)
@@ -75,11 +82,26 @@ class Account:
         """Whether the signal has led to an intent or was skipped."""
         return signal_id in self._answered
 
-    def view(self, symbol: str, instrument: Instrument | None, but: str = "") -> View:
-        """What a decision on the symbol sees: open buys count as done, the order ``but`` as ended without effect."""
+    def view(
+        self,
+        symbol: str,
+        instrument: Instrument | None,
+        but: str = "",
+        *,
+        now_ms: int = 0,
+        close: Decimal | None = None,
+    ) -> View:
+        """What a decision on the symbol sees at the exchange's time ``now_ms``, with a signal at ``close``.
+
+        Open buys count as done, the order ``but`` as ended without effect.
+        """
         others = [order.intent for order_id, order in self.open.items() if order_id != but]
         buys = [intent for intent in others if intent.side == "BUY"]
         quote = instrument.assets.quote if instrument else ""
+        standing = Standing()
+        if instrument is not None and close is not None:
+            opening = self.opened.balances.get(quote, ZERO) if self.opened else ZERO
+            standing = self.path.standing(symbol, quote, opening, now_ms, close)
         with localcontext(EXACT):
             return View(
                 position=self.books.position(symbol),
@@ -88,6 +110,11 @@ class Account:
                 - sum((_worth(buy) for buy in buys if self.assets[buy.symbol].quote == quote), ZERO),
                 state=self.state,
                 order_open=any(intent.symbol == symbol for intent in others),
+                state_by=self.state_by,
+                state_at=self.state_at,
+                base=self.books.balance(instrument.assets.base) if instrument else ZERO,
+                open_buys=sum((buy.qty or ZERO for buy in buys if buy.symbol == symbol), ZERO),
+                standing=standing,
             )
 
     def differs(self, balances: dict[str, Decimal]) -> str:
@@ -98,6 +125,54 @@ class Account:
             if there != here:
                 found.append(f"{asset}: the exchange has {there:f}, the books have {here:f}")
         return "; ".join(found)
+
+    def _change(self, event: TradingStateChanged) -> None:
+        before = TradingStateChanged(self.name, self.state, self.state_reason, self.state_by, self.state_at)
+        self.state, self.state_reason = event.state, event.reason
+        self.state_by, self.state_at = event.changed_by, event.changed_at
+        if event.changed_by == RECONCILER and event.state == "HALTED":
+            self.before_halt = before
+        elif event.changed_by == RECONCILER and self.before_halt is not None:
+            # Gone back to what a limit or a person had set: that is whose state it is again.
+            self.state_by, self.state_at = self.before_halt.changed_by, self.before_halt.changed_at
+            self.before_halt = None
+        else:
+            self.before_halt = None
+        if event.state == "ACTIVE" and event.changed_by not in (RECONCILER, DAILY_LOSS, DRAWDOWN):
+            self.path.add(Entry(event.changed_at, "", resumed=True))
+
+    def _priced(self, at: int, symbol: str, price: Decimal) -> None:
+        assets = self.assets.get(symbol)
+        if assets is not None:
+            self.path.add(Entry(at, symbol, quote=assets.quote, price=price))
+
+    def _fill(self, event: OrderFilled) -> None:
+        assets, before = self.assets[event.symbol], self.books.position(event.symbol)
+        self.books, difference = self.books.fold(event, assets)
+        if difference:
+            self.differences.append(difference)
+        after = self.books.position(event.symbol)
+        with localcontext(EXACT):
+            realized = after.realized - before.realized
+            if event.commission_asset not in assets and event.commission_price is not None:
+                # A fee in a third asset is no part of the realized profit, but it is gone.
+                realized -= event.commission * event.commission_price
+            qty, cost = after.qty - before.qty, after.cost - before.cost
+        self.path.add(
+            Entry(
+                event.filled_at,
+                event.symbol,
+                quote=assets.quote,
+                price=event.price,
+                realized=realized,
+                qty=qty,
+                cost=cost,
+            )
+        )
+        order = self.open.get(event.order_id)
+        stopped = order is not None and order.intent.exchange_type == "STOP_LOSS_LIMIT"
+        if event.side == "SELL" and (event.realized_pnl < 0 or stopped):
+            self.path.lost(event.symbol, event.filled_at)
 
     def _answer(self, signal_id: str) -> None:
         self._answered[signal_id] = None

@@ -6,18 +6,26 @@ Pure: the exchange's time and everything else that counts is handed in. Must nev
 from __future__ import annotations
 
 from decimal import Decimal, localcontext
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
-from marketflow_common.events import Convention, OrderIntended, Signal, SignalSkipped, TradingState
+from marketflow_common.events import (
+    Convention,
+    OrderIntended,
+    Signal,
+    SignalSkipped,
+    TradingState,
+    TradingStateChanged,
+)
 from marketflow_common.intervals import close_time
-from marketflow_common.numbers import EXACT, fixed
+from marketflow_common.numbers import EXACT, ZERO, fixed
 
 from .books import Position
 from .filters import Draft, Instrument, Market, Refusal
 from .orders import order_id
+from .risk import DAILY_LOSS, DRAWDOWN, RiskLimits, Standing, refuses, supervise
 
-__all__ = ["Limits", "Skip", "View", "decide"]
+__all__ = ["Limits", "Skip", "View", "decide", "supervised"]
 
 Skip = Literal[
     "unknown_symbol",
@@ -33,7 +41,14 @@ Skip = Literal[
     "insufficient_balance",
     "below_min_notional",
     "filter",
+    "daily_loss",
+    "drawdown",
+    "cool_down",
+    "order_rate",
+    "price_deviation",
 ]
+_BY: Final[dict[str, Skip]] = {DAILY_LOSS: "daily_loss", DRAWDOWN: "drawdown"}
+"""Whose state has a reason of its own."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -48,16 +63,37 @@ class Limits(msgspec.Struct, frozen=True):
     max_attempts: int
     recv_window_ms: int
     convention: Convention = "average"
+    risk: RiskLimits = RiskLimits()
 
 
 class View(msgspec.Struct, frozen=True):
-    """The account as the decision sees it; ``exposure`` is the cost of all positions, ``free`` the quote balance."""
+    """The account as the decision sees it; ``exposure`` is the cost of all positions, ``free`` the quote balance.
+
+    ``base`` is the balance of the symbol's base asset, ``open_buys`` what its open buys may still bring.
+    """
 
     position: Position
     exposure: Decimal
     free: Decimal
     state: TradingState
     order_open: bool
+    state_by: str = ""
+    state_at: int = 0
+    base: Decimal = ZERO
+    open_buys: Decimal = ZERO
+    standing: Standing = Standing()
+
+
+def supervised(
+    view: View, instrument: Instrument | None, limits: Limits, now_ms: int
+) -> tuple[tuple[TradingStateChanged, ...], View]:
+    """The changes of the trading state that the account's numbers ask for, and the view after them."""
+    if instrument is None or not view.standing.quote:
+        return (), view
+    changes = supervise(limits.account, view.state, view.state_by, view.state_at, view.standing, limits.risk, now_ms)
+    for change in changes:
+        view = msgspec.structs.replace(view, state=change.state, state_by=change.changed_by, state_at=change.changed_at)
+    return changes, view
 
 
 def decide(
@@ -85,7 +121,9 @@ def decide(
             signal_last_trade_id=signal.last_trade_id,
         )
     reason, detail = sized
-    return SignalSkipped(limits.account, signal.id, signal.symbol, signal.signal_type, reason, detail)
+    return SignalSkipped(
+        limits.account, signal.id, signal.symbol, signal.signal_type, reason, detail, signal.close, now_ms * 1_000
+    )
 
 
 def _size(
@@ -101,15 +139,17 @@ def _size(
     if 0 < limits.max_signal_age_ms < age_ms:
         return "too_old", f"its candle closed {age_ms} ms ago by the exchange's clock, limit {limits.max_signal_age_ms}"
     if view.state == "HALTED":
-        return "halted", "trading is halted; order_events says why (trading_state_changed)"
+        return _BY.get(view.state_by, "halted"), "trading is halted; order_events says why (trading_state_changed)"
     if view.order_open:
         return "order_open", f"an order of {signal.symbol} has not ended yet"
     if not instrument.trading:
         return "symbol_not_trading", f"the exchange does not trade {signal.symbol} now"
+    if refused := refuses(signal, view.standing, limits.risk, now_ms):
+        return refused
     if signal.signal_type == "SELL":
         return _sell(signal, view.position, instrument, limits)
     if view.state == "REDUCE_ONLY":
-        return "reduce_only", "only positions may be reduced"
+        return _BY.get(view.state_by, "reduce_only"), "only positions may be reduced"
     return _buy(signal, view, instrument, limits)
 
 
@@ -131,7 +171,7 @@ def _buy(signal: Signal, view: View, instrument: Instrument, limits: Limits) -> 
         # The tightest limit sizes the order, and is the reason if too little is left; the order's own size goes first.
         quote, reason, detail = min(rooms, key=lambda room: room[0])
         qty = instrument.affordable(quote, signal.close)
-    draft, market = Draft("BUY", "MARKET", qty), Market(signal.close)
+    draft, market = Draft("BUY", "MARKET", qty), Market(signal.close, base=view.base, open_buys=view.open_buys)
     found = instrument.fit(draft, market)
     if isinstance(found, Refusal):
         if reason == "below_min_notional" and qty >= instrument.least(signal.close):

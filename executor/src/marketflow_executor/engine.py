@@ -32,15 +32,15 @@ from marketflow_common.settings import KafkaSettings
 
 from . import meters
 from .account import Account
-from .decision import Limits, decide
+from .decision import Limits, decide, supervised
 from .exchange import Exchange, Unavailable
 from .orders import Answer, Learned, Throttled, expired, learn
+from .risk import RECONCILER
 
 __all__ = ["Broken", "Engine", "TermOver"]
 
 T = TypeVar("T")
 _log = logs.get("executor")
-RECONCILER: Final = "reconciliation"
 IDLE_COMMIT_S: Final = 5.0
 """Signals that ask for nothing move the position; it is committed this often, so that a restart reads little again."""
 ASK_FIRST_S: Final = 0.1
@@ -134,8 +134,10 @@ class Engine:
             for record in client.read_range(self._kafka, topics.ORDER_EVENTS, partition, 0, self._alive):
                 if record.event.account == self._limits.account:
                     events.append(record.event)
-        for symbol in sorted({event.symbol for event in events if isinstance(event, OrderIntended)}):
-            self._know(symbol, traded=True)
+        traded = {event.symbol for event in events if isinstance(event, OrderIntended)}
+        # The prices of skipped signals count for equity as well.
+        for symbol in sorted(traded | {event.symbol for event in events if isinstance(event, SignalSkipped)}):
+            self._know(symbol, traded=symbol in traded)
         for event in events:
             self.account.apply(event)
         opened = self.account.opened
@@ -257,10 +259,13 @@ class Engine:
         """Decide and commit that together with ``before``; then send what was decided."""
         instrument = self._until_available(lambda: self._exchange.instrument(signal.symbol))
         now_ms = self._until_available(self._exchange.now_ms)
-        view = self.account.view(signal.symbol, instrument, but=instead_of)
+        view = self.account.view(signal.symbol, instrument, but=instead_of, now_ms=now_ms, close=signal.close)
+        changes, view = supervised(view, instrument, self._limits, now_ms)
         decided = decide(signal, attempt, view, instrument, self._limits, now_ms)
         self._step("decided")
-        self._commit([*before, decided])
+        self._commit([*before, *changes, decided])
+        for change in changes:
+            _log.error("trading_state", state=change.state, detail=change.reason, changed_by=change.changed_by)
         self._step("intended")
         if isinstance(decided, SignalSkipped):
             meters.SKIPPED.labels(decided.reason).inc()
@@ -350,9 +355,11 @@ class Engine:
         if signal is not None:
             self._decide(signal, intent.attempt + 1, [ended], intent.order_id)
             return
-        account, reason = self._limits.account, "too_old"
+        account, reason, now_ms = self._limits.account, "too_old", self._until_available(self._exchange.now_ms)
         detail = "the signal is no longer in trading_signals"
-        skipped = SignalSkipped(account, intent.signal_id, intent.symbol, intent.side, reason, detail)
+        skipped = SignalSkipped(
+            account, intent.signal_id, intent.symbol, intent.side, reason, detail, intent.signal_close, now_ms * 1_000
+        )
         self._commit([ended, skipped])
         meters.SKIPPED.labels(reason).inc()
 
@@ -379,7 +386,8 @@ class Engine:
         if difference and state != "HALTED":
             self._change("HALTED", f"the books differ from the exchange: {difference}")
         elif not difference and state == "HALTED" and self.account.state_by == RECONCILER:
-            self._change("ACTIVE", "the books agree with the exchange again")
+            before = self.account.before_halt
+            self._change(before.state if before else "ACTIVE", "the books agree with the exchange again")
 
     def _change(self, state: TradingState, reason: str) -> None:
         now_us = self._exchange.now_ms() * 1_000

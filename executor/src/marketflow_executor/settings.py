@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
 from .decision import Limits
+from .risk import RiskLimits
 
 __all__ = ["ExecutorSettings"]
 
@@ -50,6 +51,30 @@ class ExecutorSettings(ServiceSettings):
     max_signal_age_s: int = Field(
         120, ge=0, description="signals older than this by the exchange's clock are skipped; 0: none (for replays)"
     )
+    max_daily_loss_quote: Decimal = Field(
+        Decimal(0),
+        ge=0,
+        description="loss since 00:00 UTC, realized and unrealized, in quote, that ends new risk for the day; 0: none",
+    )
+    on_daily_loss: Literal["REDUCE_ONLY", "HALTED"] = Field(
+        "REDUCE_ONLY", description="trading state after that, until the next day or a resume"
+    )
+    max_drawdown_pct: Decimal = Field(
+        Decimal(0), ge=0, le=100, description="fall of equity from its peak, in percent, that ends trading; 0: none"
+    )
+    on_drawdown: Literal["REDUCE_ONLY", "HALTED"] = Field(
+        "HALTED", description="trading state after that, until a resume"
+    )
+    cool_down_s: int = Field(
+        0, ge=0, description="seconds without a BUY of a symbol after it was sold with a loss or by a stop; 0: none"
+    )
+    max_orders_per_minute: int = Field(
+        0, ge=0, le=1000, description="orders in any minute by the exchange's clock; 0: no limit"
+    )
+    max_price_deviation_pct: Decimal = Field(
+        Decimal(0), ge=0, description="how far, in percent, a signal's close may be from the last known price; 0: any"
+    )
+    price_fresh_s: int = Field(300, ge=1, description="age up to which a last known price is compared with")
     max_attempts: int = Field(
         3, ge=1, le=9, description="orders per signal, each after the former provably got nowhere"
     )
@@ -126,4 +151,14 @@ class ExecutorSettings(ServiceSettings):
             max_attempts=self.max_attempts,
             recv_window_ms=self.recv_window_ms,
             convention=self.lots,
+            risk=RiskLimits(
+                max_daily_loss=self.max_daily_loss_quote,
+                max_drawdown_pct=self.max_drawdown_pct,
+                on_daily_loss=self.on_daily_loss,
+                on_drawdown=self.on_drawdown,
+                cool_down_ms=self.cool_down_s * 1_000,
+                max_orders_per_minute=self.max_orders_per_minute,
+                max_price_deviation_pct=self.max_price_deviation_pct,
+                price_fresh_ms=self.price_fresh_s * 1_000,
+            ),
         )
