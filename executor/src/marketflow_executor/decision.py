@@ -24,6 +24,7 @@ from .books import Position
 from .filters import Draft, Instrument, Market, Refusal
 from .orders import order_id
 from .risk import DAILY_LOSS, DRAWDOWN, RiskLimits, Standing, refuses, supervise
+from .sizing import Sizing, worth
 
 __all__ = ["Limits", "Skip", "View", "decide", "supervised"]
 
@@ -46,6 +47,8 @@ Skip = Literal[
     "cool_down",
     "order_rate",
     "price_deviation",
+    "no_equity",
+    "no_stop",
 ]
 _BY: Final[dict[str, Skip]] = {DAILY_LOSS: "daily_loss", DRAWDOWN: "drawdown"}
 """Whose state has a reason of its own."""
@@ -64,6 +67,7 @@ class Limits(msgspec.Struct, frozen=True):
     recv_window_ms: int
     convention: Convention = "average"
     risk: RiskLimits = RiskLimits()
+    sizing: Sizing = Sizing()
 
 
 class View(msgspec.Struct, frozen=True):
@@ -146,17 +150,23 @@ def _size(
         return "symbol_not_trading", f"the exchange does not trade {signal.symbol} now"
     if refused := refuses(signal, view.standing, limits.risk, now_ms):
         return refused
+    size = worth(signal, view.standing, limits.sizing, limits.order_quote)
+    if isinstance(size, tuple):
+        return size
     if signal.signal_type == "SELL":
-        return _sell(signal, view.position, instrument, limits)
+        return _sell(signal, view.position, instrument, size)
     if view.state == "REDUCE_ONLY":
         return _BY.get(view.state_by, "reduce_only"), "only positions may be reduced"
-    return _buy(signal, view, instrument, limits)
+    assert size is not None, "only a SELL is of everything"
+    return _buy(signal, view, instrument, limits, size)
 
 
-def _buy(signal: Signal, view: View, instrument: Instrument, limits: Limits) -> Decimal | tuple[Skip, str]:
+def _buy(
+    signal: Signal, view: View, instrument: Instrument, limits: Limits, size: Decimal
+) -> Decimal | tuple[Skip, str]:
     with localcontext(EXACT):
         rooms: list[tuple[Decimal, Skip, str]] = [
-            (limits.order_quote, "below_min_notional", f"order size {limits.order_quote:f}"),
+            (size, "below_min_notional", f"order size {size:f}"),
             (
                 limits.max_position_quote - view.position.cost,
                 "position_limit",
@@ -185,12 +195,14 @@ def _buy(signal: Signal, view: View, instrument: Instrument, limits: Limits) -> 
     return qty
 
 
-def _sell(signal: Signal, position: Position, instrument: Instrument, limits: Limits) -> Decimal | tuple[Skip, str]:
+def _sell(
+    signal: Signal, position: Position, instrument: Instrument, size: Decimal | None
+) -> Decimal | tuple[Skip, str]:
     if position.qty <= 0:
         return "no_position", f"no {instrument.assets.base} is held"
     least = instrument.least(signal.close)
     with localcontext(EXACT):
-        qty = instrument.affordable(limits.order_quote, signal.close)
+        qty = position.qty if size is None else instrument.affordable(size, signal.close)
         # A rest that could never be sold by itself goes along.
         if position.qty - qty < least:
             qty = position.qty

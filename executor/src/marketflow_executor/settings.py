@@ -16,6 +16,7 @@ from pydantic_settings import NoDecode
 
 from .decision import Limits
 from .risk import RiskLimits
+from .sizing import Mode, Sizing
 
 __all__ = ["ExecutorSettings"]
 
@@ -40,7 +41,24 @@ class ExecutorSettings(ServiceSettings):
     )
     api_key: SecretStr = Field(SecretStr(""), description="API key; needed in testnet and live")
     api_secret: SecretStr = Field(SecretStr(""), description="secret of the API key (HMAC)")
+    sizing: Mode = Field(
+        "quote",
+        description="what sizes an order: quote (ORDER_QUOTE), equity_share (EQUITY_SHARE_PCT), risk (RISK_PCT of "
+        "equity lost at the stop)",
+    )
     order_quote: Decimal = Field(Decimal(200), gt=0, description="size of an order in quote")
+    equity_share_pct: Decimal = Field(
+        Decimal(2), gt=0, le=100, description="size of an order in percent of equity, quote balance and positions"
+    )
+    risk_pct: Decimal = Field(
+        Decimal("0.5"), gt=0, le=100, description="percent of equity that a trade loses if it is given up at its stop"
+    )
+    stop_distance_pct: Decimal = Field(
+        Decimal(2), gt=0, lt=100, description="how far below its close, in percent, a BUY is given up"
+    )
+    stop_level: str = Field(
+        "", description="name of the signal's level that is the stop instead (band: previous_low); empty: the distance"
+    )
     max_position_quote: Decimal = Field(Decimal(1000), gt=0, description="most that one symbol may have cost, in quote")
     max_exposure_quote: Decimal = Field(
         Decimal(5000), gt=0, description="most that all symbols together may have cost, in quote"
@@ -160,5 +178,12 @@ class ExecutorSettings(ServiceSettings):
                 max_orders_per_minute=self.max_orders_per_minute,
                 max_price_deviation_pct=self.max_price_deviation_pct,
                 price_fresh_ms=self.price_fresh_s * 1_000,
+            ),
+            sizing=Sizing(
+                mode=self.sizing,
+                equity_share_pct=self.equity_share_pct,
+                risk_pct=self.risk_pct,
+                stop_distance_pct=self.stop_distance_pct,
+                stop_level=self.stop_level,
             ),
         )

@@ -58,3 +58,28 @@ def test_paper_balances_are_read_and_a_wrong_one_is_named(monkeypatch: pytest.Mo
     given(monkeypatch, PAPER_BALANCES="USDT:NaN")
     with pytest.raises(InvalidSettings, match="USDT:NaN"):
         load(ExecutorSettings)
+
+
+def test_sizes_and_limits_of_risk_reach_the_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(
+        monkeypatch,
+        SIZING="risk",
+        RISK_PCT="1.5",
+        STOP_LEVEL="previous_low",
+        MAX_DAILY_LOSS_QUOTE="250",
+        MAX_DRAWDOWN_PCT="12.5",
+        ON_DRAWDOWN="REDUCE_ONLY",
+        COOL_DOWN_S="90",
+        MAX_ORDERS_PER_MINUTE="6",
+        LOTS="fifo",
+    )
+    limits = load(ExecutorSettings).limits()
+    assert (limits.sizing.mode, limits.sizing.risk_pct, limits.sizing.stop_level) == (
+        "risk",
+        Decimal("1.5"),
+        "previous_low",
+    )
+    assert (limits.risk.max_daily_loss, limits.risk.max_drawdown_pct) == (Decimal(250), Decimal("12.5"))
+    assert (limits.risk.on_daily_loss, limits.risk.on_drawdown) == ("REDUCE_ONLY", "REDUCE_ONLY")
+    assert (limits.risk.cool_down_ms, limits.risk.max_orders_per_minute) == (90_000, 6)
+    assert limits.convention == "fifo"
