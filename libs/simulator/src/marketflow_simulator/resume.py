@@ -7,12 +7,13 @@ ever streamed twice, and what a crash left unstreamed of that minute is there fo
 
 import time
 
-from marketflow_simulator.books import Books, Change
+from marketflow_simulator.books import Books
 from marketflow_simulator.journal import Clock, Journal
 from marketflow_simulator.klines import MINUTE_US
 from marketflow_simulator.logs import log
 from marketflow_simulator.market import FOREVER_US, Market
 from marketflow_simulator.pump import Pump
+from marketflow_simulator.records import Change
 from marketflow_simulator.streams import Hub
 
 
