@@ -152,16 +152,16 @@ class Books:
         amount = self._needs(request, request.qty, request.price or request.stop_price or last.price)
         if self.free[self._pays(request)] < amount:
             raise ApiError(-2010, _INSUFFICIENT)
-        order = self._accept(request, amount)
-        if order.type in ALGO_TYPES or order.type == "LIMIT_MAKER":
-            pass
-        elif self.rule == "last_trade":
-            self._take(order, last)
-        else:
-            order.taking = True
-            named = self.rule == "after_id" and order.strategy_id is not None
-            order.after_id = order.strategy_id if named and order.strategy_id is not None else last.id
+        enters = request.type in ("LIMIT", "MARKET")
+        after_id = None
+        if enters and self.rule != "last_trade":
+            named = self.rule == "after_id" and request.strategy_id is not None
+            after_id = request.strategy_id if named else last.id
+        order = self._accept(request, amount, after_id=after_id)
+        if order.taking:
             self._catch_up(order, market)
+        elif enters:
+            self._take(order, last)
         self._end_step()
         return order
 
@@ -215,7 +215,7 @@ class Books:
         if request.type == "LIMIT_MAKER" and _reaches(request.side, request.price, last.price):
             raise ApiError(-2010, "Order would immediately match and take.")
 
-    def _accept(self, request: OrderRequest, amount: int, list_id: int = -1) -> Order:
+    def _accept(self, request: OrderRequest, amount: int, list_id: int = -1, after_id: int | None = None) -> Order:
         now = self._now_ms()
         working = request.type not in ALGO_TYPES
         order = Order(
@@ -237,6 +237,8 @@ class Books:
             working=working,
             working_ms=now if working else 0,
             list_id=list_id,
+            taking=after_id is not None,
+            after_id=after_id or 0,
             strategy_id=request.strategy_id,
             strategy_type=request.strategy_type,
             stp=request.stp,
@@ -338,6 +340,8 @@ class Books:
         if not at_any_price and not _reaches(order.side, order.price, trade.price):
             if order.time_in_force != "GTC":
                 self._close(order, "EXPIRED", f"UNFILLED_{_unfilled(order)}_EXPIRED")
+            elif self.rule != "last_trade":
+                self._tell(order, None, moved=False)  # it rests now
             return
         if order.quote_qty and not order.executed:
             step = self.steps[order.symbol] or 1
@@ -355,6 +359,7 @@ class Books:
                 self._execute(order, trade.price, trade, maker=False)
         elif at_any_price:
             order.taking, order.after_id = True, trade.id
+            self._tell(order, None, moved=False)
 
     def _execute(self, order: Order, price: int, trade: Trade, *, maker: bool) -> None:
         """Fill the order, or the next part of it, and close it where nothing can be left."""
