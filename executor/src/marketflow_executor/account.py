@@ -95,8 +95,8 @@ class Account:
 
         Open buys count as done, the order ``but`` as ended without effect.
         """
-        others = [order.intent for order_id, order in self.open.items() if order_id != but]
-        buys = [intent for intent in others if intent.side == "BUY"]
+        others = [order for order_id, order in self.open.items() if order_id != but]
+        buys = [order for order in others if order.intent.side == "BUY"]
         quote = instrument.assets.quote if instrument else ""
         standing = Standing()
         if instrument is not None and close is not None:
@@ -107,13 +107,13 @@ class Account:
                 position=self.books.position(symbol),
                 exposure=self.books.exposure() + sum(map(_worth, buys), ZERO),
                 free=self.books.balance(quote)
-                - sum((_worth(buy) for buy in buys if self.assets[buy.symbol].quote == quote), ZERO),
+                - sum((_worth(buy) for buy in buys if self.assets[buy.intent.symbol].quote == quote), ZERO),
                 state=self.state,
-                order_open=any(intent.symbol == symbol for intent in others),
+                order_open=any(order.intent.symbol == symbol for order in others),
                 state_by=self.state_by,
                 state_at=self.state_at,
                 base=self.books.balance(instrument.assets.base) if instrument else ZERO,
-                open_buys=sum((buy.qty or ZERO for buy in buys if buy.symbol == symbol), ZERO),
+                open_buys=sum((buy.remaining for buy in buys if buy.intent.symbol == symbol), ZERO),
                 standing=standing,
             )
 
@@ -180,5 +180,7 @@ class Account:
             del self._answered[next(iter(self._answered))]
 
 
-def _worth(intent: OrderIntended) -> Decimal:
-    return (intent.qty or ZERO) * intent.signal_close
+def _worth(order: Order) -> Decimal:
+    """What is left of an order, at its own price or the signal's."""
+    price = order.intent.price
+    return order.remaining * (order.intent.signal_close if price is None else price)

@@ -34,7 +34,7 @@ from . import meters
 from .account import Account
 from .decision import Limits, decide, supervised
 from .exchange import Exchange, Unavailable
-from .orders import Answer, Learned, Throttled, expired, learn
+from .orders import Answer, Evidence, Learned, Throttled, expired, learn
 from .risk import RECONCILER
 
 __all__ = ["Broken", "Engine", "TermOver"]
@@ -67,6 +67,8 @@ class _Pending:
     resend: bool = False
     lost: str = ""
     """Why it provably never arrived; what is left to do is to close it and to decide again."""
+    evidence: Evidence | None = None
+    """What was heard of it and is not in the log yet."""
     known: bool = False
     """Whether the exchange has said that it has it."""
 
@@ -310,7 +312,9 @@ class Engine:
         """Take in an answer: record what it tells, and plan what is next."""
         pending = self._pending[intent.order_id]
         assets = self.account.assets[intent.symbol]
-        learned = learn(self.account.open[intent.order_id], answer, self.account.books, assets, self._margin_ms)
+        order, books = self.account.open[intent.order_id], self.account.books
+        learned = learn(order, answer, books, assets, self._margin_ms, pending.evidence)
+        pending.evidence = learned.evidence
         if learned.events:
             self._commit(learned.events)
         if learned.verdict == "ended":

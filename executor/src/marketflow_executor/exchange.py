@@ -14,14 +14,16 @@ from typing import Annotated, Any, Final, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlencode
 
 import httpx
+import msgspec
 from marketflow_common import logs
 from marketflow_common.events import OrderIntended
 from marketflow_common.kafka.client import FatalKafkaError
-from marketflow_common.numbers import EXACT, ZERO, NotANumber, number
+from marketflow_common.numbers import EXACT, NotANumber, number
 from pydantic import BaseModel, BeforeValidator, SecretStr, ValidationError
 
 from .books import Fill
 from .filters import Instrument, read_instrument
+from .messages import Unreadable, order_request, read_order, read_trade
 from .orders import Answer, NotThere, Refused, Report, Throttled, TooLate, Unknown
 
 __all__ = ["BinanceRest", "Exchange", "KeyRefused", "Unavailable"]
@@ -34,7 +36,6 @@ _DUPLICATE: Final = "duplicate"
 _SAYS_NOTHING: Final = {-1000, -1001, -1006, -1007, -1016}
 """Codes that leave the execution open, whatever the HTTP status (Binance, "Error codes", general server errors)."""
 _KEY_CODES: Final = {-1002, -1022, -2014, -2015}
-_STATUSES: Final = {"PENDING_NEW": "NEW", "PENDING_CANCEL": "NEW", "EXPIRED_IN_MATCH": "EXPIRED"}
 _DEFAULT_PAUSE_S: Final = 5.0
 _FRESH_S: Final = 600.0
 """Trading rules are asked for again after this long."""
@@ -90,38 +91,6 @@ class _Problem(BaseModel):
 
 class _Time(BaseModel):
     serverTime: int
-
-
-class _PlacedFill(BaseModel):
-    price: _Amount
-    qty: _Amount
-    commission: _Amount
-    commissionAsset: str
-    tradeId: int
-
-
-class _Order(BaseModel):
-    orderId: int
-    status: str
-    executedQty: _Amount
-    cummulativeQuoteQty: _Amount
-    transactTime: int | None = None
-    time: int | None = None
-    fills: tuple[_PlacedFill, ...] | None = None
-
-
-class _MyTrade(BaseModel):
-    id: int
-    price: _Amount
-    qty: _Amount
-    quoteQty: _Amount
-    commission: _Amount
-    commissionAsset: str
-    time: int
-
-
-class _MyTrades(BaseModel):
-    trades: tuple[_MyTrade, ...]
 
 
 class _Balance(BaseModel):
@@ -204,22 +173,7 @@ class BinanceRest:
 
     def place(self, intent: OrderIntended) -> Answer:
         """See Exchange."""
-        assert intent.qty is not None, "this version sizes orders in base"
-        reply = self._send(
-            "POST",
-            _ORDER,
-            {
-                "symbol": intent.symbol,
-                "side": intent.side,
-                "type": intent.order_type,
-                "quantity": f"{intent.qty:f}",
-                "newClientOrderId": intent.order_id,
-                "newOrderRespType": "FULL",
-                "recvWindow": intent.recv_window_ms,
-                "timestamp": intent.timestamp_ms,
-            },
-            signed=True,
-        )
+        reply = self._send("POST", _ORDER, order_request(intent), signed=True)
         if not isinstance(reply, _Reply):
             return reply
         if reply.code == _OUTSIDE_WINDOW:
@@ -262,26 +216,16 @@ class BinanceRest:
     def _report(self, intent: OrderIntended, body: bytes) -> Answer:
         """An order's state with its fills; those that the answer does not list are asked for."""
         try:
-            order = _Order.model_validate_json(body)
-        except (ValidationError, NotANumber) as error:
+            found = read_order(msgspec.json.decode(body)).message
+        except (Unreadable, msgspec.DecodeError) as error:
             return Unknown(f"an answer that cannot be read: {_short(error)}")
-        at_us = 1_000 * (order.transactTime or order.time or intent.timestamp_ms)
-        with localcontext(EXACT):
-            fills = tuple(
-                Fill(f.tradeId, f.price, f.qty, f.price * f.qty, f.commission, f.commissionAsset, at_us)
-                for f in order.fills or ()
-            )
-            qty, quote = (sum(amounts, ZERO) for amounts in ([f.qty for f in fills], [f.quote_qty for f in fills]))
-        # The exchange's own quote amounts count: where price times quantity is not it, the trades are asked for.
-        if (qty, quote) != (order.executedQty, order.cummulativeQuoteQty):
-            listed = self._fills(intent.symbol, order.orderId)
-            if not isinstance(listed, list):
-                return listed
-            fills = tuple(listed)
-        status = _STATUSES.get(order.status, order.status)
-        if status not in ("NEW", "PARTIALLY_FILLED", "FILLED", "CANCELED", "EXPIRED", "REJECTED"):
-            return Unknown(f"the order has a status {order.status!r} that is not known here")
-        return Report(order.orderId, status, order.executedQty, fills, at_us)  # type: ignore[arg-type]
+        if isinstance(found, Report) or not found.executed_qty:
+            return found
+        listed = self._fills(intent.symbol, found.exchange_order_id)
+        if not isinstance(listed, list):
+            return listed
+        at = found.at or intent.timestamp_ms * 1_000
+        return Report(found.exchange_order_id, found.status, found.executed_qty, tuple(listed), at, found.reason)
 
     def _fills(self, symbol: str, exchange_order_id: int) -> list[Fill] | Throttled | Unknown:
         fills: list[Fill] = []
@@ -293,15 +237,13 @@ class BinanceRest:
             if reply.code:
                 return Unknown(f"asking for the order's trades gave {reply.code} {reply.message}")
             try:
-                page = _MyTrades.model_validate_json(b'{"trades":%s}' % reply.body).trades
-            except (ValidationError, NotANumber) as error:
+                page = [read_trade(trade)[1] for trade in msgspec.json.decode(reply.body, type=list)]
+            except (Unreadable, msgspec.DecodeError) as error:
                 return Unknown(f"an answer that cannot be read: {_short(error)}")
-            fills += [
-                Fill(t.id, t.price, t.qty, t.quoteQty, t.commission, t.commissionAsset, t.time * 1_000) for t in page
-            ]
+            fills += page
             if len(page) < _PAGE:
                 return fills
-            query["fromId"] = page[-1].id + 1
+            query["fromId"] = page[-1].fill_id + 1
 
     # --- account and rules ---------------------------------------------------------------------------
 

@@ -126,6 +126,7 @@ def test_a_full_answer_is_a_report_with_its_fills() -> None:
 def test_fills_that_do_not_add_up_are_asked_for() -> None:
     trade = {
         "id": 56,
+        "orderId": 28,
         "price": "4000",
         "qty": "10",
         "quoteQty": "39989.50000000",
