@@ -35,7 +35,7 @@ async def waiting(start: Start, client: Client, **settings: Any) -> tuple[Any, A
 
 
 async def run(sim: Any) -> None:
-    async with connect(f"{sim.ws}/ws/ethusdt@kline_1m"):
+    async with connect(f"{sim.ws}/ws/ethusdt@kline_1m", max_queue=None):
         await sim.post("/sim/market/start")
         await sim.ended()
 
