@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from marketflow_common.events import OrderFilled, Side
+from marketflow_common.events import Convention, OrderFilled, Side
 from marketflow_executor.books import Assets, Books, Fill
 from marketflow_operator.audit.books import Position, fold_balances, fold_position
 
@@ -24,12 +24,13 @@ _numbers = st.decimals(min_value="0.00000001", max_value="100000", places=8)
             st.sampled_from(["ETH", "USDT", "BNB"]),
         ),
         max_size=20,
-    )
+    ),
+    st.sampled_from(["average", "fifo"]),
 )
-def test_positions_profits_and_balances_by_average_cost_are_equal(
-    fills: list[tuple[Side, Decimal, Decimal, Decimal, str]],
+def test_positions_profits_and_balances_are_equal(
+    fills: list[tuple[Side, Decimal, Decimal, Decimal, str]], convention: Convention
 ) -> None:
-    books, theirs, events = Books(), Position(), list[OrderFilled]()
+    books, theirs, events = Books(convention=convention), Position(), list[OrderFilled]()
     for number, (side, price, qty, fee, asset) in enumerate(fills):
         fill = Fill(number, price, qty, price * qty, fee, asset, number)
         booked = books.fill("ETHUSDT", side, Assets("ETH", "USDT"), fill)
@@ -55,7 +56,7 @@ def test_positions_profits_and_balances_by_average_cost_are_equal(
             complete=True,
         )
         events.append(event)
-        fold = fold_position(theirs, event, "ETH", "USDT")
+        fold = fold_position(theirs, event, "ETH", "USDT", convention)
         theirs = fold.position
         assert (theirs.qty, theirs.cost) == (booked.position.qty, booked.position.cost)
         assert (fold.realized, fold.profit_pct) == (booked.realized_pnl, booked.profit_pct)

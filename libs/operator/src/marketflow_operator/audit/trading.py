@@ -255,7 +255,7 @@ def _order_problem(order: Order, theirs: Sequence[ExchangeOrder]) -> str:
     for name, mine, his in (
         ("symbol", intent.symbol, entry.symbol),
         ("side", intent.side, entry.side),
-        ("type", intent.order_type, entry.order_type),
+        ("type", intent.exchange_type or intent.order_type, entry.order_type),
         ("executed qty", sum((fill.qty for _, fill in order.fills), Decimal(0)), entry.executed_qty),
     ):
         if mine != his:
@@ -395,6 +395,7 @@ def equity_error(evidence: Evidence, exchange: Exchange) -> Decimal:
 def positions_and_pnl(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> Check:
     """Position, cost, realized PnL and profit stated with every fill are the audit's own fold, to the last digit."""
     positions: dict[tuple[str, str], Position] = {}
+    conventions = {event.account: event.convention for _, event in evidence.of(AccountOpened)}
     offenders, total, equal = [], 0, 0
     for seen, fill in evidence.of(OrderFilled):
         total += 1
@@ -402,7 +403,9 @@ def positions_and_pnl(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> Che
             offenders.append(f"{seen.where}: {fill.symbol} is no symbol of the exchange")
             continue
         key = (fill.account, fill.symbol)
-        fold = fold_position(positions.get(key, Position()), fill, *exchange.assets[fill.symbol])
+        base, quote = exchange.assets[fill.symbol]
+        convention = conventions.get(fill.account, "average")
+        fold = fold_position(positions.get(key, Position()), fill, base, quote, convention)
         positions[key] = fold.position
         wrong = [
             f"{name} {mine} instead of {own}"
