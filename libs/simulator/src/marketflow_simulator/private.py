@@ -36,12 +36,12 @@ class PrivateApi:
             web.get("/api/v3/account", wrap(signed(self.account), 20)),
             web.get("/api/v3/account/commission", wrap(signed(self.commission), 20)),
             web.get("/api/v3/order", wrap(signed(self.query_order), 4)),
-            web.get("/api/v3/openOrders", wrap(signed(self.open_orders), _open_weight)),
+            web.get("/api/v3/openOrders", wrap(signed(self.open_orders), open_weight)),
             web.get("/api/v3/allOrders", wrap(signed(self.all_orders), 20)),
             web.get("/api/v3/orderList", wrap(signed(self.query_list), 4)),
             web.get("/api/v3/openOrderList", wrap(signed(self.open_lists), 6)),
             web.get("/api/v3/allOrderList", wrap(signed(self.all_lists), 20)),
-            web.get("/api/v3/myTrades", wrap(signed(self.my_trades), _trades_weight)),
+            web.get("/api/v3/myTrades", wrap(signed(self.my_trades), trades_weight)),
             web.get("/api/v3/rateLimit/order", wrap(signed(self.order_count), 40)),
         ]
 
@@ -183,9 +183,11 @@ def _span_ms(params: Params) -> tuple[int, int]:
     return start_ms, end_ms
 
 
-def _open_weight(params: Params) -> int:
+def open_weight(params: Params) -> int:
+    """Request weight of `openOrders`."""
     return 6 if "symbol" in params else 80
 
 
-def _trades_weight(params: Params) -> int:
+def trades_weight(params: Params) -> int:
+    """Request weight of `myTrades`."""
     return 5 if "orderId" in params else 20

@@ -64,7 +64,7 @@ class Trading:
         self._check_time = security.check_time
         return [
             web.post("/api/v3/order", wrap(signed(self.new_order), 1)),
-            web.post("/api/v3/order/test", wrap(signed(self.test_order), _test_weight)),
+            web.post("/api/v3/order/test", wrap(signed(self.test_order), test_weight)),
             web.delete("/api/v3/order", wrap(signed(self.cancel_order), 1)),
             web.post("/api/v3/order/cancelReplace", wrap(signed(self.cancel_replace), 1)),
             web.post("/api/v3/order/oco", wrap(signed(self.old_pair), 1)),
@@ -342,5 +342,6 @@ def _error(error: tuple[int, str]) -> dict[str, Any]:
     return {"code": error[0], "msg": error[1]}
 
 
-def _test_weight(params: Params) -> int:
+def test_weight(params: Params) -> int:
+    """Request weight of `order/test`."""
     return 20 if "computeCommissionRates" in params else 1

@@ -20,14 +20,15 @@ from marketflow_simulator.gate import Call, Gate
 from marketflow_simulator.limits import OrderCount
 from marketflow_simulator.logs import log
 from marketflow_simulator.params import Params
-from marketflow_simulator.private import PrivateApi
+from marketflow_simulator.private import PrivateApi, open_weight, trades_weight
 from marketflow_simulator.records import Change
 from marketflow_simulator.rest import PublicApi
 from marketflow_simulator.security import Security
 from marketflow_simulator.streams import PING_SECONDS, PONG_SECONDS, frame
-from marketflow_simulator.trading import Trading
+from marketflow_simulator.trading import Trading, test_weight
 
 Handler = Callable[["Session", Call], Awaitable[Any]]
+Weight = int | Callable[[Params], int]
 _UNAUTHORIZED: Final = (-2015, "Invalid API-key, IP, or permissions for action.", 401)
 
 
@@ -71,9 +72,31 @@ class WebSocketApi:
         self._security = security
         self._silent_until = 0.0
         self.sessions: set[Session] = set()
-        self._methods: dict[str, tuple[Handler, int]] = {
+        signed: dict[str, tuple[Callable[[Call], Awaitable[Any]], Weight]] = {
+            "order.place": (trading.new_order, 1),
+            "order.test": (trading.test_order, test_weight),
+            "order.status": (private.query_order, 4),
+            "order.cancel": (trading.cancel_order, 1),
+            "order.cancelReplace": (trading.cancel_replace, 1),
+            "orderList.place": (trading.old_pair, 1),
+            "orderList.place.oco": (trading.new_pair, 1),
+            "orderList.status": (private.query_list, 4),
+            "orderList.cancel": (trading.cancel_list, 1),
+            "openOrders.status": (private.open_orders, open_weight),
+            "openOrders.cancelAll": (trading.cancel_open_orders, 1),
+            "openOrderLists.status": (private.open_lists, 6),
+            "allOrders": (private.all_orders, 20),
+            "allOrderLists": (private.all_lists, 20),
+            "myTrades": (private.my_trades, trades_weight),
+            "account.status": (private.account, 20),
+            "account.commission": (private.commission, 20),
+            "account.rateLimits.orders": (private.order_count, 40),
+        }
+        self._methods: dict[str, tuple[Handler, Weight]] = {
+            **{name: (self._signed(handler), weight) for name, (handler, weight) in signed.items()},
             "ping": (self._open(public.ping), 1),
             "time": (self._open(public.time), 1),
+            "exchangeInfo": (self._open(public.exchange_info), 20),
             "session.logon": (self._logon, 2),
             "session.status": (self._status, 2),
             "session.logout": (self._logout, 2),
@@ -81,9 +104,6 @@ class WebSocketApi:
             "userDataStream.subscribe": (self._subscribe, 2),
             "userDataStream.subscribe.signature": (self._subscribe_signed, 2),
             "userDataStream.unsubscribe": (self._unsubscribe, 2),
-            "order.place": (self._signed(trading.new_order), 1),
-            "order.status": (self._signed(private.query_order), 4),
-            "order.cancel": (self._signed(trading.cancel_order), 1),
         }
         books.listeners.append(self.on_step)
         faults.cut_user_streams = self.cut
@@ -178,7 +198,7 @@ class WebSocketApi:
             self._end_subscriptions(session, call, by_logon=method == "session.logout")
 
     def _limits(self, method: str) -> list[dict[str, Any]]:
-        orders = self._counts.listing() if method == "order.place" else []
+        orders = self._counts.listing() if ".place" in method or method == "order.cancelReplace" else []
         return [*orders, {**self._gate.weight_limit(), "count": self._gate.used_weight}]
 
     # --- who asks
