@@ -61,8 +61,10 @@ class Account:
                 self._change(event)
             case SignalSkipped():
                 self._answer(event.signal_id)
-                if event.signal_close is not None and event.decided_at is not None:
-                    self._priced(event.decided_at, event.symbol, event.signal_close)
+                close, at = event.signal_close, event.decided_at
+                # A close that was too far from the last price is none itself.
+                if close is not None and at is not None and event.reason != "price_deviation":
+                    self._priced(at, event.symbol, close)
             case OrderIntended():
                 self._answer(event.signal_id)
                 self.open[event.order_id] = Order(event)
@@ -99,7 +101,7 @@ class Account:
         buys = [order for order in others if order.intent.side == "BUY"]
         quote = instrument.assets.quote if instrument else ""
         standing = Standing()
-        if instrument is not None and close is not None:
+        if instrument is not None and close is not None and close > 0:
             opening = self.opened.balances.get(quote, ZERO) if self.opened else ZERO
             standing = self.path.standing(symbol, quote, opening, now_ms, close)
         with localcontext(EXACT):
@@ -143,7 +145,7 @@ class Account:
 
     def _priced(self, at: int, symbol: str, price: Decimal) -> None:
         assets = self.assets.get(symbol)
-        if assets is not None:
+        if assets is not None and price > 0:
             self.path.add(Entry(at, symbol, quote=assets.quote, price=price))
 
     def _fill(self, event: OrderFilled) -> None:

@@ -23,7 +23,7 @@ from marketflow_common.numbers import EXACT, ZERO, fixed
 from .books import Position
 from .filters import Draft, Instrument, Market, Refusal
 from .orders import order_id
-from .risk import DAILY_LOSS, DRAWDOWN, RiskLimits, Standing, refuses, supervise
+from .risk import DAILY_LOSS, DRAWDOWN, RiskLimits, Standing, deviates, refuses, supervise
 from .sizing import Sizing, worth
 
 __all__ = ["Limits", "Skip", "View", "decide", "supervised"]
@@ -88,11 +88,9 @@ class View(msgspec.Struct, frozen=True):
     standing: Standing = Standing()
 
 
-def supervised(
-    view: View, instrument: Instrument | None, limits: Limits, now_ms: int
-) -> tuple[tuple[TradingStateChanged, ...], View]:
+def supervised(signal: Signal, view: View, limits: Limits, now_ms: int) -> tuple[tuple[TradingStateChanged, ...], View]:
     """The changes of the trading state that the account's numbers ask for, and the view after them."""
-    if instrument is None or not view.standing.quote:
+    if not view.standing.quote or deviates(signal, view.standing, limits.risk, now_ms):
         return (), view
     changes = supervise(limits.account, view.state, view.state_by, view.state_at, view.standing, limits.risk, now_ms)
     for change in changes:

@@ -262,7 +262,7 @@ class Engine:
         instrument = self._until_available(lambda: self._exchange.instrument(signal.symbol))
         now_ms = self._until_available(self._exchange.now_ms)
         view = self.account.view(signal.symbol, instrument, but=instead_of, now_ms=now_ms, close=signal.close)
-        changes, view = supervised(view, instrument, self._limits, now_ms)
+        changes, view = supervised(signal, view, self._limits, now_ms)
         decided = decide(signal, attempt, view, instrument, self._limits, now_ms)
         self._step("decided")
         self._commit([*before, *changes, decided])

@@ -24,6 +24,7 @@ __all__ = [
     "Path",
     "RiskLimits",
     "Standing",
+    "deviates",
     "refuses",
     "supervise",
 ]
@@ -252,19 +253,30 @@ def supervise(
     return tuple(changes)
 
 
+def deviates(signal: Signal, standing: Standing, limits: RiskLimits, now_ms: int) -> str:
+    """How far the signal's close is from the last known price, in words, if that is too far; empty if it is not.
+
+    Such a close is no price: equity is not judged by it, and the next signal is not compared with it.
+    """
+    price, at = standing.last_price, standing.last_price_at
+    if not limits.max_price_deviation_pct or not price or at is None or now_ms - at // 1_000 > limits.price_fresh_ms:
+        return ""
+    with localcontext(EXACT):
+        apart = abs(signal.close - price)
+        if apart * 100 <= limits.max_price_deviation_pct * price:
+            return ""
+    return (
+        f"its close {_plain(signal.close)} is {_plain(apart)} from the last known price {_plain(price)}, "
+        f"limit {_plain(limits.max_price_deviation_pct)} %"
+    )
+
+
 def refuses(signal: Signal, standing: Standing, limits: RiskLimits, now_ms: int) -> tuple[Pace, str] | None:
     """The limit of pace or price that a signal meets, and the numbers in words; None if it meets none."""
     if 0 < limits.max_orders_per_minute <= standing.orders_last_minute:
         return "order_rate", f"{standing.orders_last_minute} orders in a minute, limit {limits.max_orders_per_minute}"
-    price, at = standing.last_price, standing.last_price_at
-    if limits.max_price_deviation_pct > 0 and price and at and now_ms - at // 1_000 <= limits.price_fresh_ms:
-        with localcontext(EXACT):
-            apart = abs(signal.close - price)
-            if apart * 100 > limits.max_price_deviation_pct * price:
-                return "price_deviation", (
-                    f"its close {_plain(signal.close)} is {_plain(apart)} from the last known price {_plain(price)}, "
-                    f"limit {_plain(limits.max_price_deviation_pct)} %"
-                )
+    if apart := deviates(signal, standing, limits, now_ms):
+        return "price_deviation", apart
     if signal.signal_type == "BUY" and limits.cool_down_ms > 0 and standing.last_loss_at is not None:
         since = now_ms - standing.last_loss_at // 1_000
         if since < limits.cool_down_ms:

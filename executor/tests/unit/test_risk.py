@@ -118,7 +118,7 @@ class Desk:
         )
         instrument = default_instrument(symbol)
         view = self.account.view(symbol, instrument, now_ms=now_ms, close=signal.close)
-        changes, view = supervised(view, instrument, self.limits, now_ms)
+        changes, view = supervised(signal, view, self.limits, now_ms)
         decided = decide(signal, 1, view, instrument, self.limits, now_ms)
         self.take(*changes, decided)
         if isinstance(decided, OrderIntended):
@@ -239,9 +239,18 @@ def test_a_close_far_from_the_last_known_price_is_not_traded_while_that_price_is
     desk.ordered("BUY", "100")
     desk.ordered("BUY", "105", NOON + 1)
     assert desk.skipped("BUY", "111", NOON + 2) == "price_deviation"
-    # A skipped signal's close is a price that is known: two in a row are no outlier.
-    desk.ordered("BUY", "111", NOON + 3)
-    desk.ordered("BUY", "200", NOON + 60_004)
+    assert desk.skipped("SELL", "111", NOON + 60_001) == "price_deviation"
+    desk.ordered("BUY", "200", NOON + 60_002)
+
+
+def test_equity_is_not_judged_by_a_close_that_is_no_price() -> None:
+    desk = Desk(max_price_deviation_pct=Decimal(5), max_drawdown_pct=Decimal(10), max_daily_loss=Decimal(50))
+    desk.traded("BUY", "5", "100")
+    for close in ("1", "1000"):
+        assert desk.skipped("BUY", close) == "price_deviation"
+    assert desk.skipped("SELL", "0") == "filter"
+    assert (desk.account.state, len(desk.log)) == ("ACTIVE", 7)
+    desk.ordered("BUY", "100")
 
 
 def test_the_loss_of_a_day_counts_positions_of_all_symbols_and_fees_in_a_third_asset() -> None:
