@@ -85,6 +85,7 @@ class Simulator:
         )
         seed = settings.seed if settings.replay is None else None
         self.control = Control(self.market, self.books, self.hub, self.pump, self.gate, self.faults, seed)
+        self.faults.shutdown = self._announce_shutdown
         self._runner: web.AppRunner | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.port = settings.port
@@ -116,6 +117,10 @@ class Simulator:
         resume.restore(clock, changes, books, self.hub)
         market.listeners.remove(books)
         return books, resume
+
+    def _announce_shutdown(self, seconds: float) -> None:
+        self.hub.shut_down(seconds)
+        self.api.shut_down(seconds)
 
     def _priced(self, books: Books) -> Books:
         def price_of(name: str) -> int | None:

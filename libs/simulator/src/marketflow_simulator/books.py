@@ -64,6 +64,8 @@ class Books:
         self.transfers: list[Transfer] = []
         self.steps = {spec.symbol: spec.step for spec in self._specs.values()}
         """By symbol: quantities that the books choose themselves are whole multiples of this."""
+        self.filters: dict[str, list[dict[str, Any]]] = {}
+        """By symbol: filters that were set, for whom the books only remember them."""
         self._open: dict[str, dict[int, Order]] = {symbol: {} for symbol in self._specs}
         self._by_client_id: dict[str, list[int]] = {}
         self._pending: list[Change] = []
@@ -91,6 +93,8 @@ class Books:
                 self.fills.append(change.fill)
             if change.transfer is not None:
                 self.transfers.append(change.transfer)
+            if change.filters is not None:
+                self.filters |= change.filters
             self.free.update(change.free)
             self.locked.update(change.locked)
         for order in self.orders.values():
@@ -298,6 +302,13 @@ class Books:
         self._pending.append(Change(None, None, *balances, self._market_us(), transfer=transfer))
         self._end_step()
         return transfer
+
+    def keep_filters(self, symbol: str, filters: list[dict[str, Any]], step: int) -> None:
+        """Remember filters that were set over a restart; quantities are multiples of `step` from now on."""
+        self.steps[symbol] = step
+        self.filters[symbol] = filters
+        self._pending.append(Change(None, None, {}, {}, self._market_us(), moved=False, filters={symbol: filters}))
+        self._end_step()
 
     # --- what the market does to orders
 

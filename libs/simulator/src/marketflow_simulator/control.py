@@ -178,7 +178,7 @@ class Control:
             return refuse(error.message)
         except (msgspec.DecodeError, FilterError) as error:
             return refuse(f"no such filters: {error}")
-        self._books.steps[symbol.symbol] = symbol.filters.step
+        self._books.keep_filters(symbol.symbol, symbol.filters.shown(), symbol.filters.step)
         return answer({"symbol": symbol.symbol, "filters": symbol.filters.shown()})
 
     async def transfer(self, request: web.Request) -> web.Response:

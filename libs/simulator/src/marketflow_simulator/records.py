@@ -3,7 +3,7 @@
 Plain data. Amounts are whole units of 1e-8, times wall-clock milliseconds, unless a field says otherwise.
 """
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -154,6 +154,8 @@ class Change(msgspec.Struct):
     """Balances changed with it."""
     number: int = 0
     """Execution id, from 1; 0 where it is not about an order."""
+    filters: dict[str, list[dict[str, Any]]] | None = None
+    """Filters that were set, by symbol, as exchangeInfo shows them."""
 
 
 class Commission(msgspec.Struct, frozen=True):

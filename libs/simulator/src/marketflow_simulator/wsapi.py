@@ -131,6 +131,19 @@ class WebSocketApi:
             session.transport.abort()
         self.sessions.clear()
 
+    def shut_down(self, seconds: float) -> None:
+        """Announce on the connections of this moment that they will be closed, and close them after that long."""
+        leaving = list(self.sessions)
+        for session in leaving:
+            session.send({"event": {"e": "serverShutdown", "E": self._public.now_ms()}})
+        asyncio.get_running_loop().call_later(seconds, self._close_all, leaving)
+
+    def _close_all(self, leaving: list[Session]) -> None:
+        for session in leaving:
+            if session in self.sessions and not session.transport.is_closing():
+                session.transport.write(frame((1001).to_bytes(2, "big"), 0x8))  # going away (RFC 6455, 7.4.1)
+                session.transport.close()
+
     def ping(self, now: float) -> None:
         """Ping those whose turn it is; cut off those that have not answered for a minute."""
         for session in list(self.sessions):

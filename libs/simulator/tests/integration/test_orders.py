@@ -333,6 +333,8 @@ async def test_all_of_it_survives_a_kill(spawn: Start, client: Client, tmp_path:
         belowStopPrice=near(last, "0.9"),
     )
     await sim.post("/sim/balance", {"asset": "BTC", "delta": "1"})
+    await sim.post("/sim/symbols", {"symbol": "ETHUSDT", "filters": [{"filterType": "ICEBERG_PARTS", "limit": 77}]})
+    rules = (await one.get_symbol_info("ETHUSDT"))["filters"]
     before = await sim.get("/sim/ledger")
     assert [o["status"] for o in before["orders"]] == ["PARTIALLY_FILLED", "NEW", "NEW"]
     await sim.stop(kill=True)
@@ -340,5 +342,6 @@ async def test_all_of_it_survives_a_kill(spawn: Start, client: Client, tmp_path:
     after = await again.get("/sim/ledger")
     assert {**after, "requests": {}} == {**before, "requests": {}}
     other = client(again)
+    assert (await other.get_symbol_info("ETHUSDT"))["filters"] == rules
     await other.cancel_order(symbol="ETHUSDT", orderId=2)
     assert (await other.get_asset_balance(asset="ETH"))["locked"] == "0.00000000"

@@ -230,5 +230,7 @@ async def test_a_silent_stream_never_tells_what_happened_and_a_cut_one_ends(star
 
         events = await sim.until(heard)
         assert events[0]["event"]["i"] > 1
+        await sim.post("/sim/faults", {"kind": "server_shutdown", "seconds": 60})
+        await user.next("serverShutdown")
         await sim.post("/sim/faults", {"kind": "user_stream_cut"})
         await asyncio.wait_for(socket.wait_closed(), 20)
