@@ -98,6 +98,8 @@ class Books:
             self.free.update(change.free)
             self.locked.update(change.locked)
         for order in self.orders.values():
+            if order.working and not order.working_ms:  # written before orders said since when they work
+                order.working_ms = order.time_ms
             if order.is_open:
                 if not order.locked and order.list_id < 0:  # written before orders said what they hold
                     order.locked = self._needs(order, order.left, order.price)
