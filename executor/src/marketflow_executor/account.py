@@ -21,7 +21,7 @@ from marketflow_common.numbers import EXACT, ZERO
 
 from .books import Assets, Books
 from .decision import View
-from .filters import Instrument
+from .filters import ALGO, Instrument, Market
 from .orders import Order
 from .risk import DAILY_LOSS, DRAWDOWN, RECONCILER, Entry, Path, Standing
 
@@ -117,6 +117,19 @@ class Account:
                 base=self.books.balance(instrument.assets.base) if instrument else ZERO,
                 open_buys=sum((buy.remaining for buy in buys if buy.intent.symbol == symbol), ZERO),
                 standing=standing,
+            )
+
+    def market(self, symbol: str, last: Decimal) -> Market:
+        """What the symbol's filters look at besides an order, at its last price; the averages are the exchange's."""
+        here = [order for order in self.open.values() if order.intent.symbol == symbol]
+        assets = self.assets.get(symbol)
+        with localcontext(EXACT):
+            return Market(
+                last,
+                open_orders=sum(order.intent.price is not None for order in here),
+                open_algo_orders=sum(order.intent.exchange_type in ALGO for order in here),
+                base=self.books.balance(assets.base) if assets else ZERO,
+                open_buys=sum((order.remaining for order in here if order.intent.side == "BUY"), ZERO),
             )
 
     def differs(self, balances: dict[str, Decimal]) -> str:
