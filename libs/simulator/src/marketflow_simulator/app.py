@@ -78,8 +78,8 @@ class Simulator:
         self.books, self._resume = self._open_books()
         self.market.listeners.insert(0, self.books)
         self.security = self._open_security()
-        self.trading = Trading(self.market, self.books, self.gate, self.faults, counts)
-        self.private = PrivateApi(self.market, self.books, self.gate, self.trading, counts)
+        self.trading = Trading(self.market, self.books, self.gate, self.faults, counts, self.security)
+        self.private = PrivateApi(self.market, self.books, self.gate, self.trading, counts, self.security)
         self.api = WebSocketApi(
             self.books, self.public, self.private, self.trading, self.gate, counts, self.security, self.faults
         )
@@ -144,8 +144,8 @@ class Simulator:
         """Open the port and, unless told otherwise, start the market; StartError if the port is taken."""
         app = web.Application(client_max_size=1 << 20)
         app.add_routes(self.public.routes())
-        app.add_routes(self.trading.routes(self.security))
-        app.add_routes(self.private.routes(self.security))
+        app.add_routes(self.trading.routes())
+        app.add_routes(self.private.routes())
         app.add_routes(self.control.routes())
         app.add_routes([web.get("/ws-api/v3", self.api.serve)])
         app.add_routes(

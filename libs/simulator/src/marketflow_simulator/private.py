@@ -23,15 +23,18 @@ _DAY_MS: Final = 86_400_000
 class PrivateApi:
     """Handlers of the endpoints that show what belongs to the one account."""
 
-    def __init__(self, market: Market, books: Books, gate: Gate, trading: Trading, counts: OrderCount) -> None:
+    def __init__(
+        self, market: Market, books: Books, gate: Gate, trading: Trading, counts: OrderCount, security: Security
+    ) -> None:
         self._market = market
         self._books = books
         self._gate = gate
         self._trading = trading
         self._counts = counts
+        self._security = security
 
-    def routes(self, security: Security) -> list[web.RouteDef]:
-        wrap, signed = self._gate.wrap, security.signed
+    def routes(self) -> list[web.RouteDef]:
+        wrap, signed = self._gate.wrap, self._security.signed
         return [
             web.get("/api/v3/account", wrap(signed(self.account), 20)),
             web.get("/api/v3/account/commission", wrap(signed(self.commission), 20)),

@@ -5,7 +5,7 @@ Each refuses or accepts as documented; faults decide what of it the client gets 
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from aiohttp import web
@@ -13,7 +13,7 @@ from aiohttp import web
 from marketflow_simulator.amounts import text8
 from marketflow_simulator.books import Books
 from marketflow_simulator.errors import ApiError, for_status
-from marketflow_simulator.faults import Faults
+from marketflow_simulator.faults import Faults, OrderKind
 from marketflow_simulator.filters import Around
 from marketflow_simulator.gate import Answer, Call, Gate
 from marketflow_simulator.limits import OrderCount
@@ -49,19 +49,21 @@ _REASONS: Final = {
 class Trading:
     """Handlers of the endpoints that trade for the one account."""
 
-    def __init__(self, market: Market, books: Books, gate: Gate, faults: Faults, counts: OrderCount) -> None:
+    def __init__(
+        self, market: Market, books: Books, gate: Gate, faults: Faults, counts: OrderCount, security: Security
+    ) -> None:
         self._market = market
         self._books = books
         self._gate = gate
         self._faults = faults
         self._counts = counts
+        self._security = security
         self._hidden: dict[int, float] = {}
         books.listeners.append(self._count_fills)
         books.split = self._split
 
-    def routes(self, security: Security) -> list[web.RouteDef]:
-        wrap, signed = self._gate.wrap, security.signed
-        self._check_time = security.check_time
+    def routes(self) -> list[web.RouteDef]:
+        wrap, signed = self._gate.wrap, self._security.signed
         return [
             web.post("/api/v3/order", wrap(signed(self.new_order), 1)),
             web.post("/api/v3/order/test", wrap(signed(self.test_order), test_weight)),
@@ -115,7 +117,7 @@ class Trading:
 
         def do() -> None:
             try:
-                self._check_time(params)
+                self._security.check_time(params)
                 place()
             except ApiError as error:
                 log("late_order_refused", level="warning", code=error.code, reason=error.message)
@@ -297,7 +299,7 @@ class Trading:
             message = fault.message or _REASONS.get(code) or "An unknown error occurred while processing the request."
             raise ApiError(code, message, 400)
 
-    def _lose(self, payload: Any, symbol: SymbolMarket, kind: Any) -> Any:
+    def _lose(self, payload: Any, symbol: SymbolMarket, kind: OrderKind) -> Any:
         """The answer, or what a client gets in place of it."""
         lost = self._faults.take(kind, symbol.symbol)
         return payload if lost is None else Answer(_UNKNOWN, lost.status)
@@ -311,8 +313,7 @@ class Trading:
         fault = self._faults.take("partial_fill", symbol)
         return (1, False) if fault is None else (fault.parts, fault.expire)
 
-    def _count_fills(self, changes: Any) -> None:
-        change: Change
+    def _count_fills(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.fill is not None and change.order is not None and len(change.order.fills) == 1:
                 self._counts.take_back()
