@@ -13,6 +13,7 @@ import msgspec
 
 __all__ = [
     "AccountOpened",
+    "Action",
     "Bar",
     "Candle",
     "Command",
@@ -45,6 +46,7 @@ __all__ = [
 
 Side = Literal["BUY", "SELL"]
 SignalType = Literal["BUY", "SELL", "HOLD"]
+Action = Literal["halt", "reduce_only", "resume", "flatten"]
 TradingState = Literal["ACTIVE", "REDUCE_ONLY", "HALTED"]
 OrderType = Literal["MARKET", "LIMIT", "LIMIT_MAKER", "STOP_LOSS_LIMIT", "TAKE_PROFIT_LIMIT"]
 TimeInForce = Literal["GTC", "IOC", "FOK"]
@@ -198,15 +200,19 @@ class Signal(Event, frozen=True, tag="signal", gc=False):
 
 
 class Command(Event, frozen=True, tag="command", gc=False):
-    """An operator's order to the executor of ``account``, keyed by account."""
+    """An operator's order to the executor of ``account``, keyed by account.
+
+    ``signature`` is empty or see marketflow_common.commands. A halt never expires, whatever ``expires_at`` says.
+    """
 
     id: str
     account: str
-    action: Literal["halt", "reduce_only", "resume", "flatten"]
+    action: Action
     asked_by: str
     issued_at: int
     expires_at: int | None
     signature: str
+    reason: str = ""
 
 
 SignalEvent = Signal | Command
@@ -357,13 +363,18 @@ class SignalSkipped(Event, frozen=True, tag="signal_skipped", gc=False):
 
 
 class TradingStateChanged(Event, frozen=True, tag="trading_state_changed", gc=False):
-    """The account's trading state, keyed by account."""
+    """The account's trading state, keyed by account.
+
+    Where a command has set it, ``command_id`` and ``action`` are the command's; a flatten stands until another command.
+    """
 
     account: str
     state: TradingState
     reason: str
     changed_by: str
     changed_at: int
+    command_id: str = ""
+    action: Literal["", "halt", "reduce_only", "resume", "flatten"] = ""
 
 
 OrderEvent = (
