@@ -20,6 +20,7 @@ from marketflow_common.events import (
 from marketflow_common.numbers import EXACT, ZERO
 
 from .books import Assets, Books
+from .commands import is_flatten
 from .decision import View
 from .filters import ALGO, Instrument, Market
 from .orders import Order
@@ -45,6 +46,13 @@ class Account:
         self.state_at = 0
         self.before_halt: TradingStateChanged | None = None
         """What the reconciliation has halted, to be gone back to."""
+        self.commands: dict[str, None] = {}
+        """Ids of the commands that were honoured."""
+        self.flatten: TradingStateChanged | None = None
+        """The order to sell all that is held, until another command takes its place."""
+        self.seen: dict[str, tuple[Decimal, int]] = {}
+        """Close and last trade id of the newest signal of a symbol that led to an order."""
+        self._flattened: dict[str, int] = {}
         self.path = Path()
         self.differences: list[str] = []
         self._answered: dict[str, None] = {}
@@ -61,6 +69,7 @@ class Account:
                 self._change(event)
             case SignalSkipped():
                 self._answer(event.signal_id)
+                self._flattened.pop(event.signal_id, None)
                 close, at = event.signal_close, event.decided_at
                 # A close that was too far from the last price is none itself.
                 if close is not None and at is not None and event.reason != "price_deviation":
@@ -68,6 +77,9 @@ class Account:
             case OrderIntended():
                 self._answer(event.signal_id)
                 self.open[event.order_id] = Order(event)
+                self.seen[event.symbol] = (event.signal_close, event.signal_last_trade_id)
+                if is_flatten(event.signal_id):
+                    self._flattened[event.signal_id] = event.attempt
                 self.path.intended(event.timestamp_ms)
                 self._priced(event.timestamp_ms * 1_000, event.symbol, event.signal_close)
             case _:
@@ -83,6 +95,11 @@ class Account:
     def answered(self, signal_id: str) -> bool:
         """Whether the signal has led to an intent or was skipped."""
         return signal_id in self._answered
+
+    def next_flatten(self, signal_id: str) -> int | None:
+        """The number of a flatten's next order of a symbol; None once it was said why there is no further one."""
+        tried = self._flattened.get(signal_id)
+        return None if tried is None and self.answered(signal_id) else (tried or 0) + 1
 
     def view(
         self,
@@ -145,6 +162,9 @@ class Account:
         before = TradingStateChanged(self.name, self.state, self.state_reason, self.state_by, self.state_at)
         self.state, self.state_reason = event.state, event.reason
         self.state_by, self.state_at = event.changed_by, event.changed_at
+        if event.command_id:
+            self.commands[event.command_id] = None
+            self.flatten = event if event.action == "flatten" else None
         if event.changed_by == RECONCILER and event.state == "HALTED":
             self.before_halt = before
         elif event.changed_by == RECONCILER and self.before_halt is not None:

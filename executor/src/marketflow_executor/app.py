@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 from marketflow_common.health import Health
+from marketflow_common.secrets import secret
 
 from .engine import Engine
 from .exchange import BinanceRest, Exchange
@@ -26,6 +27,7 @@ def main(
 ) -> None:
     """Run until ``stop``. ``step`` is told the name of each step (see the README), so that a test can die there."""
     kafka, rest = settings.kafka, None
+    command_secret = secret(settings.command_secret, settings.command_secret_file)
     if settings.rest_url:
         rest = BinanceRest(
             settings.rest_url,
@@ -53,6 +55,7 @@ def main(
             not_found_margin_ms=settings.not_found_margin_ms,
             reconcile_s=settings.reconcile_s,
             step=step,
+            command_secret=command_secret,
         )
         if settings.mode == "paper":
             paper.free = lambda asset: engine.account.books.balance(asset)

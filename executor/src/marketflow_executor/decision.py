@@ -26,7 +26,7 @@ from .orders import order_id
 from .risk import DAILY_LOSS, DRAWDOWN, RiskLimits, Standing, deviates, refuses, supervise
 from .sizing import Sizing, worth
 
-__all__ = ["Limits", "Skip", "View", "decide", "supervised"]
+__all__ = ["Limits", "Skip", "View", "decide", "sell_all", "supervised"]
 
 Skip = Literal[
     "unknown_symbol",
@@ -102,7 +102,26 @@ def decide(
     signal: Signal, attempt: int, view: View, instrument: Instrument | None, limits: Limits, now_ms: int
 ) -> OrderIntended | SignalSkipped:
     """The order to be sent for a BUY or SELL signal, or why none is. ``now_ms`` is the exchange's time."""
-    sized = _size(signal, attempt, view, instrument, limits, now_ms)
+    return _answer(signal, attempt, _size(signal, attempt, view, instrument, limits, now_ms), limits, now_ms)
+
+
+def sell_all(
+    signal: Signal, attempt: int, view: View, instrument: Instrument | None, limits: Limits, now_ms: int
+) -> OrderIntended | SignalSkipped:
+    """The order that sells all that is held, whatever the trading state and the limits of risk say, or why none is."""
+    sized: Decimal | tuple[Skip, str]
+    if attempt > limits.max_attempts:
+        sized = "attempts_exhausted", f"{limits.max_attempts} orders have left {view.position.qty:f} of {signal.symbol}"
+    elif instrument is None:
+        sized = "unknown_symbol", f"the exchange does not list {signal.symbol}"
+    else:
+        sized = _sell(signal, view.position, instrument, None)
+    return _answer(signal, attempt, sized, limits, now_ms)
+
+
+def _answer(
+    signal: Signal, attempt: int, sized: Decimal | tuple[Skip, str], limits: Limits, now_ms: int
+) -> OrderIntended | SignalSkipped:
     if isinstance(sized, Decimal):
         assert signal.signal_type != "HOLD"
         return OrderIntended(

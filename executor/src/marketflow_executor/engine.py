@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
 from typing import Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -29,13 +31,16 @@ from marketflow_common.kafka import client
 from marketflow_common.kafka.client import FatalKafkaError, Fenced, PositionLost
 from marketflow_common.kafka.source import read_back
 from marketflow_common.settings import KafkaSettings
+from pydantic import SecretStr
 
 from . import meters
 from .account import Account
-from .decision import Limits, decide, supervised
+from .commands import flatten_id, flatten_signal, is_flatten, judge, withheld
+from .decision import Limits, decide, sell_all, supervised
 from .exchange import Exchange, Unavailable
 from .orders import Answer, Evidence, Learned, Throttled, expired, learn
 from .risk import RECONCILER
+from .watch import CommandReader
 
 __all__ = ["Broken", "Engine", "TermOver"]
 
@@ -47,6 +52,7 @@ ASK_FIRST_S: Final = 0.1
 ASK_LAST_S: Final = 1.0
 """An order that is open or unknown is asked for after this long, then at twice the distance up to the last."""
 RETRY_S: Final = 0.5
+_NO_SECRET: Final = SecretStr("")
 
 
 class TermOver(Exception):
@@ -71,6 +77,8 @@ class _Pending:
     """What was heard of it and is not in the log yet."""
     known: bool = False
     """Whether the exchange has said that it has it."""
+    cancelled: bool = False
+    """Whether its cancellation was asked for."""
 
 
 class Engine:
@@ -88,14 +96,19 @@ class Engine:
         not_found_margin_ms: int,
         reconcile_s: float,
         step: Callable[[str], None],
+        command_secret: SecretStr = _NO_SECRET,
     ) -> None:
         self._kafka, self._limits, self._exchange, self._health = kafka, limits, exchange, health
         self._leads, self._margin_ms, self._reconcile_s, self._step = leads, not_found_margin_ms, reconcile_s, step
+        self._secret = command_secret
         self.account = Account(limits.account, {}, limits.convention)
         self._name = f"executor-{limits.account}"
         self._partitions = partitions
         self._producer: Producer | None = None
         self._consumer: Consumer | None = None
+        self._commands: CommandReader | None = None
+        self._seen: dict[str, tuple[Decimal, int]] = {}
+        self._check_at = 0.0
         self._positions: dict[int, int] = {}
         self._uncommitted: set[int] = set()
         self._committed_at = time.monotonic()
@@ -108,6 +121,8 @@ class Engine:
         self._stop = stop
         try:
             self._open()
+            self._commands = CommandReader(self._kafka, self._name, self._limits.account, self._partitions)
+            self._heed(self._commands.to_end(self._alive))
             self._recover()
             self._subscribe()
             self._started = True
@@ -120,6 +135,9 @@ class Engine:
             self._health.ready(False, "not leading")
             # Without its producer and consumer this term can publish nothing more.
             self._producer = None
+            if self._commands is not None:
+                self._commands.close()
+                self._commands = None
             if self._consumer is not None:
                 self._consumer.close()
                 self._consumer = None
@@ -192,9 +210,11 @@ class Engine:
 
     def _work(self) -> None:
         assert self._consumer is not None
-        next_check = time.monotonic() + self._reconcile_s
+        assert self._commands is not None
+        self._check_at = time.monotonic() + self._reconcile_s
         while not self._stop.is_set():
             self._alive()
+            self._heed(self._commands.arrived())
             pause = self._exchange.paused_s()
             if pause:
                 self._stop.wait(min(pause, 0.1))
@@ -202,11 +222,12 @@ class Engine:
                 for message in self._poll(self._consumer):
                     self._take(message)
             self._tend(settle=True)
+            self._flatten()
             now = time.monotonic()
             if self._uncommitted and now - self._committed_at > IDLE_COMMIT_S:
                 self._commit([])
-            if now >= next_check and not self._pending and not pause:
-                next_check = now + self._reconcile_s
+            if now >= self._check_at and not self._pending and not pause:
+                self._check_at = now + self._reconcile_s
                 try:
                     self._exchange.refresh()
                     self._reconcile()
@@ -242,9 +263,11 @@ class Engine:
         record = next(client.records_of([message], topics.TRADING_SIGNALS), None)
         event = record.event if record is not None else None
         signal = event if isinstance(event, Signal) and event.signal_type != "HOLD" else None
-        if isinstance(event, Command):
-            meters.COMMANDS_IGNORED.labels(event.action).inc()
-            _log.warning("command_not_honoured", id=event.id, action=event.action, detail="this version honours none")
+        if isinstance(event, Command) and event.account == self._limits.account:
+            # Before the position moves beyond it: the next term reads commands from there on.
+            self._heed_all()
+        if isinstance(event, Signal):
+            self._seen[event.symbol] = (event.close, event.last_trade_id)
         if signal is not None and self.account.answered(signal.id):
             _log.warning("signal_repeated", signal_id=signal.id, partition=partition, offset=offset)
             signal = None
@@ -264,10 +287,16 @@ class Engine:
         view = self.account.view(signal.symbol, instrument, but=instead_of, now_ms=now_ms, close=signal.close)
         changes, view = supervised(signal, view, self._limits, now_ms)
         decided = decide(signal, attempt, view, instrument, self._limits, now_ms)
-        self._step("decided")
-        self._commit([*before, *changes, decided])
+        self._publish_decided(signal, decided, [*before, *changes])
         for change in changes:
             _log.error("trading_state", state=change.state, detail=change.reason, changed_by=change.changed_by)
+
+    def _publish_decided(
+        self, signal: Signal, decided: OrderIntended | SignalSkipped, before: Sequence[OrderEvent]
+    ) -> None:
+        """Commit a decision together with ``before``; then send what was decided."""
+        self._step("decided")
+        self._commit([*before, decided])
         self._step("intended")
         if isinstance(decided, SignalSkipped):
             meters.SKIPPED.labels(decided.reason).inc()
@@ -281,7 +310,11 @@ class Engine:
     def _send(self, intent: OrderIntended) -> None:
         """The one place that sends an order; never for an intent of an earlier term."""
         self._alive()
+        self._heed_all()
         pending, order = self._pending[intent.order_id], self.account.open[intent.order_id]
+        if reason := withheld(intent, self.account.state):
+            pending.lost = reason
+            return
         if self._exchange.now_ms() > order.deadline_ms:
             pending.lost = "not sent: its recvWindow had passed before it could be"
             return
@@ -351,6 +384,12 @@ class Engine:
     def _settle(self, intent: OrderIntended, pending: _Pending) -> None:
         """Close an order that never arrived, and decide again on its signal, in one transaction."""
         ended = expired(intent, pending.lost)
+        if is_flatten(intent.signal_id):
+            # Sold by the next attempt of the flatten, as long as that stands.
+            del self._pending[intent.order_id]
+            self._commit([ended])
+            meters.EXECUTED.labels(intent.symbol, intent.side, "expired").inc()
+            return
         signal = pending.signal or self._find_signal(intent)
         self._know(intent.symbol)
         del self._pending[intent.order_id]
@@ -376,6 +415,64 @@ class Engine:
                 if isinstance(record.event, Signal) and record.event.id == intent.signal_id:
                     return record.event
         return None
+
+    # --- commands ------------------------------------------------------------------------------------
+
+    def _heed_all(self) -> None:
+        """Honour every command that the broker has by now."""
+        assert self._commands is not None
+        self._heed(self._commands.to_end(self._alive))
+
+    def _heed(self, commands: Sequence[Command]) -> None:
+        """Honour commands that have not been honoured yet, each in a transaction of its own."""
+        for command in commands:
+            if command.id in self.account.commands:
+                continue
+            try:
+                now_us = self._exchange.now_ms() * 1_000
+            except Unavailable:
+                now_us = clock.now_us()  # A halt waits for no exchange.
+            account, secret = self.account, self._secret.get_secret_value()
+            trusting = self._limits.mode != "live"
+            judged = judge(command, account.state, account.state_at, now_us, secret, trusting=trusting)
+            if isinstance(judged, str):
+                meters.COMMANDS.labels(command.action, "refused").inc()
+                _log.error(
+                    "command_refused",
+                    id=command.id,
+                    action=command.action,
+                    asked_by=command.asked_by,
+                    detail=judged,
+                    effect=f"the account stays {account.state}",
+                )
+                continue
+            self._commit([judged])
+            meters.COMMANDS.labels(command.action, "honoured").inc()
+            _log.error("trading_state", state=judged.state, detail=judged.reason, changed_by=judged.changed_by)
+            if command.action == "resume":
+                self._check_at = 0.0  # Nobody may resume what does not add up for longer than it takes to look.
+
+    def _flatten(self) -> None:
+        """While a flatten stands: cancel what is open, then sell what is held, symbol by symbol."""
+        order = self.account.flatten
+        if order is None or self._exchange.paused_s():
+            return
+        for order_id, pending in list(self._pending.items()):
+            intent = self.account.open[order_id].intent
+            if pending.known and not pending.cancelled and not is_flatten(intent.signal_id):
+                pending.cancelled = True
+                self._learn(intent, self._exchange.cancel(intent))
+        busy = {open_order.intent.symbol for open_order in self.account.open.values()}
+        for symbol, position in self.account.books.positions.items():
+            attempt = self.account.next_flatten(flatten_id(order.command_id, symbol))
+            if position.qty <= 0 or symbol in busy or attempt is None:
+                continue
+            close, last_trade_id = self._seen.get(symbol) or self.account.seen[symbol]
+            signal = flatten_signal(order, symbol, close, last_trade_id)
+            instrument = self._until_available(partial(self._exchange.instrument, symbol))
+            now_ms = self._until_available(self._exchange.now_ms)
+            view = self.account.view(symbol, instrument, now_ms=now_ms, close=close)
+            self._publish_decided(signal, sell_all(signal, attempt, view, instrument, self._limits, now_ms), [])
 
     # --- books against the exchange ------------------------------------------------------------------
 

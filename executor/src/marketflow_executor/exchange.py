@@ -23,8 +23,8 @@ from pydantic import BaseModel, BeforeValidator, SecretStr, ValidationError
 
 from .books import Fill
 from .filters import Instrument, read_instrument
-from .messages import Unreadable, order_request, read_order, read_trade
-from .orders import Answer, NotThere, Refused, Report, Throttled, TooLate, Unknown
+from .messages import Unreadable, order_request, read_cancelled, read_order, read_trade
+from .orders import Answer, NotCancelled, NotThere, Refused, Report, Throttled, TooLate, Unknown
 
 __all__ = ["BinanceRest", "Exchange", "KeyRefused", "Unavailable"]
 
@@ -62,6 +62,9 @@ class Exchange(Protocol):
 
     def ask(self, intent: OrderIntended) -> Answer:
         """What the exchange knows of the order: Report, NotThere, Throttled or Unknown."""
+
+    def cancel(self, intent: OrderIntended) -> Answer:
+        """Cancel the order: Update, NotCancelled, Throttled or Unknown; what it has come to is to be asked."""
 
     def balances(self) -> dict[str, Decimal] | None:
         """Free plus locked, without zeros; None if there is nothing to compare with. Raises Unavailable."""
@@ -212,6 +215,18 @@ class BinanceRest:
         if reply.code:
             return Unknown(f"asking for the order gave {reply.code} {reply.message}")
         return self._report(intent, reply.body)
+
+    def cancel(self, intent: OrderIntended) -> Answer:
+        """See Exchange."""
+        reply = self._signed("DELETE", _ORDER, {"symbol": intent.symbol, "origClientOrderId": intent.order_id})
+        if not isinstance(reply, _Reply):
+            return reply
+        if reply.code:
+            return NotCancelled(reply.code, reply.message)
+        try:
+            return read_cancelled(msgspec.json.decode(reply.body)).message
+        except (Unreadable, msgspec.DecodeError) as error:
+            return Unknown(f"an answer that cannot be read: {_short(error)}")
 
     def _report(self, intent: OrderIntended, body: bytes) -> Answer:
         """An order's state with its fills; those that the answer does not list are asked for."""

@@ -76,6 +76,10 @@ class Paper:
         fill = Fill(trade.trade_id, trade.price, intent.qty, paid, fee, asset, trade.traded_at)
         return Report(number, "FILLED", intent.qty, (fill,), at)
 
+    def cancel(self, intent: OrderIntended) -> Answer:
+        """See Exchange: a market order cannot be taken back, it fills at the next trade."""
+        return self.ask(intent)
+
     def balances(self) -> None:
         """See Exchange: nobody else keeps any."""
         return

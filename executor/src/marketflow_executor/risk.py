@@ -20,6 +20,7 @@ __all__ = [
     "DAILY_LOSS",
     "DRAWDOWN",
     "RECONCILER",
+    "SEVERITY",
     "Entry",
     "Path",
     "RiskLimits",
@@ -40,7 +41,7 @@ _EVERY: Final = 256
 _PACE: Final = 1_000
 """Intents remembered for the orders of the last minute; the limit is at most that."""
 Pace = Literal["order_rate", "price_deviation", "cool_down"]
-_SEVERITY: Final[Mapping[TradingState, int]] = {"ACTIVE": 0, "REDUCE_ONLY": 1, "HALTED": 2}
+SEVERITY: Final[Mapping[TradingState, int]] = {"ACTIVE": 0, "REDUCE_ONLY": 1, "HALTED": 2}
 
 
 class RiskLimits(msgspec.Struct, frozen=True):
@@ -236,14 +237,14 @@ def supervise(
         below = standing.peak - standing.equity
         # below / peak >= limit / 100, without a division
         deep = standing.peak > 0 and below * 100 >= limits.max_drawdown_pct * standing.peak
-        if 0 < limits.max_daily_loss <= lost and _SEVERITY[limits.on_daily_loss] > _SEVERITY[state]:
+        if 0 < limits.max_daily_loss <= lost and SEVERITY[limits.on_daily_loss] > SEVERITY[state]:
             change(
                 limits.on_daily_loss,
                 f"{_plain(lost)} {quote} lost on {_day(now_ms)} (realized {_plain(standing.day_realized)}, "
                 f"unrealized {_plain(standing.day_unrealized)}), limit {_plain(limits.max_daily_loss)}",
                 DAILY_LOSS,
             )
-        if limits.max_drawdown_pct > 0 and deep and _SEVERITY[limits.on_drawdown] > _SEVERITY[state]:
+        if limits.max_drawdown_pct > 0 and deep and SEVERITY[limits.on_drawdown] > SEVERITY[state]:
             change(
                 limits.on_drawdown,
                 f"equity {_plain(standing.equity)} {quote} is {_plain(below)} below its peak {_plain(standing.peak)}, "

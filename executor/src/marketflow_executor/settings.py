@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from marketflow_common.events import Convention
 from marketflow_common.numbers import NotANumber, number
+from marketflow_common.secrets import from_file
 from marketflow_common.settings import ServiceSettings, prefix
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
@@ -41,6 +42,11 @@ class ExecutorSettings(ServiceSettings):
     )
     api_key: SecretStr = Field(SecretStr(""), description="API key; needed in testnet and live")
     api_secret: SecretStr = Field(SecretStr(""), description="secret of the API key (HMAC)")
+    command_secret_file: str = Field("", description="file with COMMAND_SECRET, taken before it")
+    command_secret: SecretStr = Field(
+        SecretStr(""),
+        description="what commands are signed with (marketflow command); resume and flatten need it in mode live",
+    )
     sizing: Mode = Field(
         "quote",
         description="what sizes an order: quote (ORDER_QUOTE), equity_share (EQUITY_SHARE_PCT), risk (RISK_PCT of "
@@ -127,6 +133,13 @@ class ExecutorSettings(ServiceSettings):
         if not value and info.data.get("mode") in ("testnet", "live"):
             raise ValueError(f"mode {info.data['mode']} needs the exchange's address, such as http://127.0.0.1:9080")
         return value.rstrip("/")
+
+    @field_validator("command_secret_file")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        if value:
+            from_file(value)
+        return value
 
     @field_validator("api_key", "api_secret")
     @classmethod

@@ -14,6 +14,7 @@ from typing import Any, Final
 from marketflow_common.events import (
     AccountOpened,
     Candle,
+    Command,
     OrderAccepted,
     OrderCanceled,
     OrderExpired,
@@ -187,7 +188,11 @@ def signals_answered(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> Chec
         answered += not problem
         if problem:
             offenders.append(f"{name}: {problem}")
+    ordered = {command.id for _, command in evidence.of(Command)}
     for number in (attempts.keys() | skipped.keys()) - signals.keys():
+        kind, _, rest = number.partition(":")
+        if kind == "command" and rest.rpartition(":")[0] in ordered:
+            continue  # sold by a flatten
         places = [str(order.intents[0][0]) for _, order in attempts.get(number, ())] + list(map(str, skipped[number]))
         offenders.append(f"{', '.join(places)} answers signal {number}, which does not exist")
     return verdict("signals_answered", due, answered, offenders)
