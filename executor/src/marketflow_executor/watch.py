@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from confluent_kafka import KafkaError, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from marketflow_common import logs, topics
 from marketflow_common.events import Command
 from marketflow_common.kafka import client
@@ -52,17 +52,18 @@ class CommandReader:
         return self._take(0)
 
     def to_end(self, alive: Callable[[], None]) -> list[Command]:
-        """All commands that the broker has by now. Raises FatalKafkaError if it does not give them."""
+        """All commands that the broker has by now. Raises KafkaException if it does not give them."""
         _, end = client.watermarks(self._consumer, self._topic, self._partition)
         found, deadline = self._take(0), time.monotonic() + PATIENCE_S
         while self._next < end:
             alive()
             found += self._take(0.05)
             if time.monotonic() > deadline:
-                raise FatalKafkaError(
+                said = (
                     f"{self._topic}/{self._partition} has records up to {end}, but gave none after {self._next} for "
                     f"{PATIENCE_S:g} s: no order is sent while a halt may be among them"
                 )
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, said))
         return found
 
     def _take(self, timeout: float) -> list[Command]:
