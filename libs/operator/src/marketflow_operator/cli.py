@@ -1,4 +1,4 @@
-"""The command line `marketflow`: demo, up, status, logs, down, audit, doctor.
+"""The command line `marketflow`: demo, up, status, logs, down, audit, command, doctor.
 
 Wiring only: reads settings and options, calls the parts, turns their outcome into an exit code. Every error is one
 line that names the thing and the remedy.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from typing import Annotated, Any, Final, ParamSpec
 
 import httpx
 import typer
+from marketflow_common import clock
+from marketflow_common.events import Action
 from marketflow_common.intervals import MINUTE
 from marketflow_common.settings import InvalidSettings, load
 from marketflow_stack.errors import StackError
@@ -30,9 +33,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from . import commanding
 from . import demo as demonstration
 from . import doctor as examination
 from . import targets as addresses
+from .access import Access
 from .audit.gather import gather
 from .audit.judge import Verdict, judge
 from .audit.topics import CannotRead
@@ -475,6 +480,56 @@ def _audit_klines(places: addresses.Targets, since: int | None, as_json: bool) -
 def code_of(verdict: Verdict) -> int:
     """0 holds, 1 does not hold, 3 could not be checked, or not to its end: something was still on its way."""
     return HOLDS if verdict.ok else WRONG if verdict.failed_beyond_waiting else CANNOT
+
+
+# --- command -----------------------------------------------------------------------------------------
+
+ACTIONS: Final[dict[str, Action]] = {
+    "halt": "halt",
+    "reduce-only": "reduce_only",
+    "resume": "resume",
+    "flatten": "flatten",
+}
+
+
+@app.command(epilog=CODES)
+@guarded
+def command(
+    action: Annotated[str, typer.Argument(help="halt, reduce-only, resume or flatten.")],
+    account: Annotated[
+        str | None, typer.Option(help="Account of the executor (default: MARKETFLOW_EXECUTOR_ACCOUNT, main).")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why, for those who read of it.")] = "",
+    kafka: Annotated[str | None, typer.Option(help="Broker, host:port.")] = None,
+    as_json: AsJson = False,
+    state: State = None,
+) -> int:
+    """Tell the executor to halt, to sell only, to go on, or to sell all that it holds.
+
+    Writes a record to trading_signals, signed with MARKETFLOW_EXECUTOR_COMMAND_SECRET or the file named by
+    _COMMAND_SECRET_FILE, which the executor must have as well. A halt needs no secret. What the executor makes of it
+    is a trading_state_changed with the command's id in order_events, and a message of the notifier.
+    """
+    if action not in ACTIONS:
+        raise WrongUsage(f"ACTION is {action!r}: it is one of {', '.join(ACTIONS)}")
+    check_environment()
+    access = Access()
+    name = account if account is not None else access.account
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", name):
+        raise WrongUsage(f"--account (MARKETFLOW_EXECUTOR_ACCOUNT) is {name!r}: letters, digits, - and _, at most 32")
+    found = running(state_folder(state))
+    places = addresses.of_stack(found[1], found[0]) if found is not None else addresses.of_environment()
+    if kafka is not None:
+        places = replace(places, kafka=places.kafka.model_copy(update={"bootstrap_servers": kafka}))
+    # A halt must not fail for a file that cannot be read: it needs no signature.
+    secret = "" if ACTIONS[action] == "halt" else access.read("command_secret")
+    made = commanding.compose(ACTIONS[action], name, reason, secret, clock.now_us())
+    where = commanding.publish(places.kafka, made)
+    if as_json:
+        out.print(json.dumps({"id": made.id, "account": name, "action": made.action, "where": where}))
+    else:
+        out.print(f"{made.action} of {name} is given: command {made.id} at {where}{'' if secret else ', unsigned'}")
+    return HOLDS
 
 
 @app.command(epilog=CODES)
