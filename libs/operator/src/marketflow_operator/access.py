@@ -5,8 +5,10 @@ Must never show a secret.
 
 from __future__ import annotations
 
-from marketflow_common.secrets import secret
+from marketflow_common.secrets import from_file, secret
 from marketflow_common.settings import InvalidSettings, prefix
+from marketflow_common.signing import Sign, ed25519, hmac_sha256
+from marketflow_stack.stack import API_KEY, API_SECRET
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings
 
@@ -36,3 +38,23 @@ class Access(BaseSettings):
             return secret(getattr(self, name, SecretStr("")), path).get_secret_value()
         except ValueError as error:
             raise InvalidSettings(f"MARKETFLOW_EXECUTOR_{name.upper()}_FILE: {error}") from None
+
+    def signer(self, *, local: bool) -> tuple[str, Sign]:
+        """The API key and what signs with it; ``local``: the simulator's own where none is set.
+
+        Raises InvalidSettings, naming the variable that is missing or wrong.
+        """
+        key = self.read("api_key") or (API_KEY if local else "")
+        if not key:
+            raise InvalidSettings(
+                "MARKETFLOW_EXECUTOR_API_KEY is not set; the exchange tells nobody else of an account"
+            )
+        if self.private_key_file:
+            try:
+                return key, ed25519(from_file(self.private_key_file))
+            except ValueError as error:
+                raise InvalidSettings(f"MARKETFLOW_EXECUTOR_PRIVATE_KEY_FILE: {error}") from None
+        secret_ = self.read("api_secret") or (API_SECRET if local else "")
+        if not secret_:
+            raise InvalidSettings("MARKETFLOW_EXECUTOR_API_SECRET is not set, nor is _PRIVATE_KEY_FILE")
+        return key, hmac_sha256(SecretStr(secret_))
