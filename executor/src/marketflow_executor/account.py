@@ -5,6 +5,7 @@ Pure. ``apply`` is called for what has committed and never before: an abort need
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from decimal import Decimal, localcontext
 
 from marketflow_common.events import (
@@ -19,7 +20,7 @@ from marketflow_common.events import (
 )
 from marketflow_common.numbers import EXACT, ZERO
 
-from .books import Assets, Books
+from .books import Assets, Books, Fill
 from .commands import is_flatten
 from .decision import View
 from .filters import ALGO, Instrument, Market
@@ -52,6 +53,8 @@ class Account:
         """The order to sell all that is held, until another command takes its place."""
         self.seen: dict[str, tuple[Decimal, int]] = {}
         """Close and last trade id of the newest signal of a symbol that led to an order."""
+        self.last_fill: dict[str, int] = {}
+        """The highest trade id of a symbol that is in the books."""
         self._flattened: dict[str, int] = {}
         self.path = Path()
         self.differences: list[str] = []
@@ -149,13 +152,34 @@ class Account:
                 open_buys=sum((order.remaining for order in here if order.intent.side == "BUY"), ZERO),
             )
 
-    def differs(self, balances: dict[str, Decimal]) -> str:
-        """Where the exchange's balances (free plus locked) and the books differ, in words; empty if nowhere."""
+    def differs(
+        self,
+        balances: dict[str, Decimal],
+        open_orders: Mapping[str, str] | None = None,
+        fills: Mapping[str, Sequence[Fill]] | None = None,
+    ) -> str:
+        """Where the exchange and the books differ, in words; empty if nowhere.
+
+        ``balances`` are free plus locked, ``open_orders`` by client id, ``fills`` those after the last one known.
+        """
         found = list(self.differences)
         for asset in sorted({*balances, *self.books.balances}):
             there, here = balances.get(asset, Decimal(0)), self.books.balance(asset)
             if there != here:
                 found.append(f"{asset}: the exchange has {there:f}, the books have {here:f}")
+        found += [
+            f"order {name} ({what}) is open at the exchange, and is none of ours that are open"
+            for name, what in sorted((open_orders or {}).items())
+            if name not in self.open
+        ]
+        since = self.opened.opened_at if self.opened is not None else 0
+        for symbol, listed in sorted((fills or {}).items()):
+            found += [
+                f"trade {fill.fill_id} of {symbol} ({fill.qty:f} at {fill.price:f}) is at the exchange, "
+                "and in no order of ours"
+                for fill in listed
+                if fill.fill_id > self.last_fill.get(symbol, -1) and fill.filled_at > since
+            ]
         return "; ".join(found)
 
     def _change(self, event: TradingStateChanged) -> None:
@@ -187,6 +211,7 @@ class Account:
         if difference:
             self.differences.append(difference)
         after = self.books.position(event.symbol)
+        self.last_fill[event.symbol] = max(event.fill_id, self.last_fill.get(event.symbol, -1))
         with localcontext(EXACT):
             realized = after.realized - before.realized
             if event.commission_asset not in assets and event.commission_price is not None:

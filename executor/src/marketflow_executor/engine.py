@@ -483,7 +483,10 @@ class Engine:
         balances = self._exchange.balances()
         if balances is None:
             return
-        difference, state = self.account.differs(balances), self.account.state
+        account, last = self.account, self.account.last_fill
+        open_orders = self._exchange.open_orders()
+        fills = {s: self._exchange.fills_from(s, last.get(s, -1) + 1) for s in account.seen}
+        difference, state = account.differs(balances, open_orders, fills), account.state
         if difference and state != "HALTED":
             self._change("HALTED", f"the books differ from the exchange: {difference}")
         elif not difference and state == "HALTED" and self.account.state_by == RECONCILER:

@@ -30,6 +30,9 @@ __all__ = ["BinanceRest", "Exchange", "KeyRefused", "Unavailable"]
 
 _log = logs.get("exchange")
 _ORDER, _TRADES, _PAGE = "/api/v3/order", "/api/v3/myTrades", 1_000
+_OPEN_ORDERS: Final = "/api/v3/openOrders"
+_BEFORE_MS: Final = 1_000
+"""How far before its signed timestamp an order is looked for: the exchange's clocks need not agree."""
 _OUTSIDE_WINDOW, _NO_SUCH_ORDER, _NOT_TAKEN, _NO_SUCH_SYMBOL = -1021, -2013, -2010, -1121
 _DUPLICATE: Final = "duplicate"
 """In the message of a -2010: "Duplicate order sent." (Binance, "Error codes", messages for -1010, -2010, -2011)."""
@@ -68,6 +71,12 @@ class Exchange(Protocol):
 
     def balances(self) -> dict[str, Decimal] | None:
         """Free plus locked, without zeros; None if there is nothing to compare with. Raises Unavailable."""
+
+    def open_orders(self) -> dict[str, str]:
+        """All orders of the account that are open, by client id, each in words. Raises Unavailable."""
+
+    def fills_from(self, symbol: str, trade_id: int) -> list[Fill]:
+        """The account's fills of a symbol from a trade id on. Raises Unavailable."""
 
     def opening_balances(self) -> dict[str, Decimal]:
         """What a new account starts from. Raises Unavailable."""
@@ -209,12 +218,61 @@ class BinanceRest:
         if not isinstance(reply, _Reply):
             return reply
         if reply.code == _NO_SUCH_ORDER:
-            return NotThere(asked_ms)
+            # Inside of its window the order may still arrive, so nothing is gained by looking further.
+            late = asked_ms > intent.timestamp_ms + intent.recv_window_ms
+            return (self._elsewhere(intent) if late else None) or NotThere(asked_ms)
         if reply.code in _KEY_CODES:
             raise KeyRefused(f"{self._url} refuses the API key: {reply.message} ({reply.code})")
         if reply.code:
             return Unknown(f"asking for the order gave {reply.code} {reply.message}")
         return self._report(intent, reply.body)
+
+    def _elsewhere(self, intent: OrderIntended) -> Answer | None:
+        """An order that its own question does not find: in the lists of orders, then by its trades; None: nowhere.
+
+        Whatever is not answered leaves it unknown: only three empty lists say that it is not there.
+        """
+        here = {"symbol": intent.symbol}
+        since = {**here, "startTime": intent.timestamp_ms - _BEFORE_MS, "limit": _PAGE}
+        for path, query in ((_OPEN_ORDERS, here), ("/api/v3/allOrders", since), (_TRADES, since)):
+            rows = self._rows(path, query)
+            if not isinstance(rows, list):
+                return rows
+            if path == _TRADES:
+                found = self._by_trades(intent, rows)
+                if found is not None:
+                    return found
+            for row in rows:
+                if row.get("clientOrderId") == intent.order_id:
+                    return self._report(intent, msgspec.json.encode(row))
+        return None
+
+    def _by_trades(self, intent: OrderIntended, trades: list[dict[str, Any]]) -> Answer | None:
+        """The order that a trade belongs to, if its client id is the intent's."""
+        for number_ in sorted({str(trade.get("orderId")) for trade in trades}):
+            reply = self._signed("GET", _ORDER, {"symbol": intent.symbol, "orderId": number_})
+            if not isinstance(reply, _Reply):
+                return reply
+            if reply.code:
+                return Unknown(f"asking for order {number_} of a trade gave {reply.code} {reply.message}")
+            try:
+                named = read_order(msgspec.json.decode(reply.body))
+            except (Unreadable, msgspec.DecodeError) as error:
+                return Unknown(f"an answer that cannot be read: {_short(error)}")
+            if named.order_id == intent.order_id:
+                return self._report(intent, reply.body)
+        return None
+
+    def _rows(self, path: str, query: Mapping[str, Any]) -> list[dict[str, Any]] | Throttled | Unknown:
+        reply = self._signed("GET", path, query)
+        if not isinstance(reply, _Reply):
+            return reply
+        if reply.code:
+            return Unknown(f"GET {path} gave {reply.code} {reply.message}")
+        try:
+            return msgspec.json.decode(reply.body, type=list[dict[str, Any]])
+        except msgspec.DecodeError as error:
+            return Unknown(f"an answer that cannot be read: {_short(error)}")
 
     def cancel(self, intent: OrderIntended) -> Answer:
         """See Exchange."""
@@ -271,6 +329,31 @@ class BinanceRest:
     def opening_balances(self) -> dict[str, Decimal]:
         """See Exchange."""
         return self.balances()
+
+    def open_orders(self) -> dict[str, str]:
+        """See Exchange."""
+        rows = self._rows(_OPEN_ORDERS, {})
+        if not isinstance(rows, list):
+            raise Unavailable(f"{self._url}{_OPEN_ORDERS}: {rows}")
+        try:
+            return {r["clientOrderId"]: f"{r['side']} {r['origQty']} {r['symbol']}" for r in rows}
+        except KeyError as error:
+            raise Unavailable(f"{self._url}{_OPEN_ORDERS}: {error.args[0]} is missing") from error
+
+    def fills_from(self, symbol: str, trade_id: int) -> list[Fill]:
+        """See Exchange."""
+        fills: list[Fill] = []
+        while True:
+            rows = self._rows(_TRADES, {"symbol": symbol, "fromId": trade_id, "limit": _PAGE})
+            if not isinstance(rows, list):
+                raise Unavailable(f"{self._url}{_TRADES}: {rows}")
+            try:
+                fills += [read_trade(row)[1] for row in rows]
+            except Unreadable as error:
+                raise Unavailable(f"{self._url}{_TRADES}: {error}") from error
+            if len(rows) < _PAGE:
+                return fills
+            trade_id = fills[-1].fill_id + 1
 
     def instrument(self, symbol: str) -> Instrument | None:
         """See Exchange."""
