@@ -31,10 +31,10 @@ def main(
     if settings.rest_url:
         rest = BinanceRest(
             settings.rest_url,
-            settings.api_key,
-            settings.api_secret,
+            *settings.key(),
             settings.rest_timeout_s,
             settings.recv_window_ms,
+            strategy_id=settings.send_last_trade_id,
         )
 
     def make_engine(leads: Callable[[], bool], partitions: int) -> Engine:

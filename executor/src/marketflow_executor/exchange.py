@@ -5,8 +5,6 @@ Must never turn a missing or unclear answer into an outcome, send an order twice
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import time
 from collections.abc import Mapping
 from decimal import Decimal, localcontext
@@ -19,6 +17,7 @@ from marketflow_common import logs
 from marketflow_common.events import OrderIntended
 from marketflow_common.kafka.client import FatalKafkaError
 from marketflow_common.numbers import EXACT, NotANumber, number
+from marketflow_common.signing import Sign
 from pydantic import BaseModel, BeforeValidator, SecretStr, ValidationError
 
 from .books import Fill
@@ -32,7 +31,8 @@ _log = logs.get("exchange")
 _ORDER, _TRADES, _PAGE = "/api/v3/order", "/api/v3/myTrades", 1_000
 _OPEN_ORDERS: Final = "/api/v3/openOrders"
 _BEFORE_MS: Final = 1_000
-"""How far before its signed timestamp an order is looked for: the exchange's clocks need not agree."""
+_AFTER_MS: Final = 60_000
+"""How far around its window an order is looked for: the exchange's clocks need not agree."""
 _OUTSIDE_WINDOW, _NO_SUCH_ORDER, _NOT_TAKEN, _NO_SUCH_SYMBOL = -1021, -2013, -2010, -1121
 _DUPLICATE: Final = "duplicate"
 """In the message of a -2010: "Duplicate order sent." (Binance, "Error codes", messages for -1010, -2010, -2011)."""
@@ -134,12 +134,15 @@ class BinanceRest:
         self,
         url: str,
         key: SecretStr,
-        secret: SecretStr,
+        sign: Sign,
         timeout_s: float,
         recv_window_ms: int,
         transport: httpx.BaseTransport | None = None,
+        *,
+        strategy_id: bool = False,
     ) -> None:
-        self._key, self._secret, self._recv_window_ms = key, secret, recv_window_ms
+        """``strategy_id``: send the last trade that a signal has seen along, as the order's strategyId."""
+        self._key, self._sign, self._recv_window_ms, self._strategy_id = key, sign, recv_window_ms, strategy_id
         self._url = url
         self._client = httpx.Client(
             base_url=url,
@@ -185,7 +188,10 @@ class BinanceRest:
 
     def place(self, intent: OrderIntended) -> Answer:
         """See Exchange."""
-        reply = self._send("POST", _ORDER, order_request(intent), signed=True)
+        request = order_request(intent)
+        if self._strategy_id:
+            request["strategyId"] = intent.signal_last_trade_id
+        reply = self._send("POST", _ORDER, request, signed=True)
         if not isinstance(reply, _Reply):
             return reply
         if reply.code == _OUTSIDE_WINDOW:
@@ -233,7 +239,8 @@ class BinanceRest:
         Whatever is not answered leaves it unknown: only three empty lists say that it is not there.
         """
         here = {"symbol": intent.symbol}
-        since = {**here, "startTime": intent.timestamp_ms - _BEFORE_MS, "limit": _PAGE}
+        start, end = intent.timestamp_ms - _BEFORE_MS, intent.timestamp_ms + intent.recv_window_ms + _AFTER_MS
+        since = {**here, "startTime": start, "endTime": end, "limit": _PAGE}
         for path, query in ((_OPEN_ORDERS, here), ("/api/v3/allOrders", since), (_TRADES, since)):
             rows = self._rows(path, query)
             if not isinstance(rows, list):
@@ -386,7 +393,7 @@ class BinanceRest:
         if reply.code in _KEY_CODES:
             raise KeyRefused(
                 f"{self._url} refuses the API key: {reply.message} ({reply.code}); "
-                "see MARKETFLOW_EXECUTOR_API_KEY, MARKETFLOW_EXECUTOR_API_SECRET and the key's permissions"
+                "see MARKETFLOW_EXECUTOR_API_KEY, its _API_SECRET or _PRIVATE_KEY_FILE, and the key's permissions"
             )
         if reply.code:
             raise Unavailable(f"{self._url}{path}: {reply.code} {reply.message}")
@@ -417,8 +424,7 @@ class BinanceRest:
         headers = {}
         if signed:
             headers["X-MBX-APIKEY"] = self._key.get_secret_value()
-            secret = self._secret.get_secret_value().encode()
-            text += "&signature=" + hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()
+            text += "&signature=" + self._sign(text)
         try:
             answer = self._client.request(method, f"{path}?{text}" if text else path, headers=headers)
         except httpx.HTTPError as error:

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 from marketflow_common.events import Convention
 from marketflow_common.numbers import NotANumber, number
-from marketflow_common.secrets import from_file
+from marketflow_common.secrets import from_file, secret
 from marketflow_common.settings import ServiceSettings, prefix
+from marketflow_common.signing import Sign, ed25519, hmac_sha256
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
@@ -40,8 +41,18 @@ class ExecutorSettings(ServiceSettings):
         pattern=r"^(https?://[^\s?#]+)?$",
         description="the exchange's REST, https://host[:port]; paper: only for its public trading rules, may be empty",
     )
+    api_key_file: str = Field("", description="file with API_KEY, taken before it")
+    api_secret_file: str = Field("", description="file with API_SECRET, taken before it")
+    private_key_file: str = Field(
+        "", description="PEM file of the API key's Ed25519 private key; takes the place of API_SECRET"
+    )
     api_key: SecretStr = Field(SecretStr(""), description="API key; needed in testnet and live")
     api_secret: SecretStr = Field(SecretStr(""), description="secret of the API key (HMAC)")
+    send_last_trade_id: bool = Field(
+        False,
+        description="send the last trade that a signal has seen along with its order, as strategyId (the simulator's "
+        "FILL=after_id needs it)",
+    )
     command_secret_file: str = Field("", description="file with COMMAND_SECRET, taken before it")
     command_secret: SecretStr = Field(
         SecretStr(""),
@@ -134,7 +145,14 @@ class ExecutorSettings(ServiceSettings):
             raise ValueError(f"mode {info.data['mode']} needs the exchange's address, such as http://127.0.0.1:9080")
         return value.rstrip("/")
 
-    @field_validator("command_secret_file")
+    @field_validator("private_key_file")
+    @classmethod
+    def _private_key(cls, value: str) -> str:
+        if value:
+            ed25519(from_file(value))
+        return value
+
+    @field_validator("command_secret_file", "api_key_file", "api_secret_file")
     @classmethod
     def _readable(cls, value: str) -> str:
         if value:
@@ -144,7 +162,10 @@ class ExecutorSettings(ServiceSettings):
     @field_validator("api_key", "api_secret")
     @classmethod
     def _signed(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
-        if not value.get_secret_value() and info.data.get("mode") in ("testnet", "live"):
+        files = [f"{info.field_name}_file", *(["private_key_file"] if info.field_name == "api_secret" else [])]
+        # One that is named and wrong has failed already, and is not in the data.
+        elsewhere = any(info.data.get(name, "wrong") for name in files)
+        if not value.get_secret_value() and not elsewhere and info.data.get("mode") in ("testnet", "live"):
             raise ValueError(f"mode {info.data['mode']} signs its requests and needs this")
         return value
 
@@ -169,6 +190,13 @@ class ExecutorSettings(ServiceSettings):
             except NotANumber as error:
                 raise ValueError(f"{part!r} is not ASSET:AMOUNT, such as USDT:10000") from error
         return balances
+
+    def key(self) -> tuple[SecretStr, Sign]:
+        """The API key and what signs with it. Raises ValueError if a file has become unreadable."""
+        key = secret(self.api_key, self.api_key_file)
+        if self.private_key_file:
+            return key, ed25519(from_file(self.private_key_file))
+        return key, hmac_sha256(secret(self.api_secret, self.api_secret_file))
 
     def limits(self) -> Limits:
         """What the decision needs of the settings."""

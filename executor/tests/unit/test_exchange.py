@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 import httpx
 import pytest
 from marketflow_common.events import OrderIntended
+from marketflow_common.signing import hmac_sha256
 from marketflow_executor.books import Fill
 from marketflow_executor.exchange import BinanceRest, KeyRefused, Unavailable
 from marketflow_executor.orders import NotCancelled, NotThere, Refused, Report, Throttled, TooLate, Unknown, Update
@@ -64,7 +65,9 @@ def error(status: int, code: int, message: str = "no", headers: dict[str, str] |
     return httpx.Response(status, json={"code": code, "msg": message}, headers=headers)
 
 
-def rest(order: Handler, now_ms: int = 1507725176100, **others: Handler) -> tuple[BinanceRest, list[httpx.Request]]:
+def rest(
+    order: Handler, now_ms: int = 1507725176100, *, strategy_id: bool = False, **others: Handler
+) -> tuple[BinanceRest, list[httpx.Request]]:
     """An exchange whose POST /order is ``order``; others by "METHOD_path"."""
     requests: list[httpx.Request] = []
 
@@ -77,9 +80,9 @@ def rest(order: Handler, now_ms: int = 1507725176100, **others: Handler) -> tupl
             return httpx.Response(200, json=[])
         return (order if name == "POST_order" else others[name])(request)
 
-    edge = BinanceRest(
-        "http://exchange", SecretStr("the-key"), SecretStr(SECRET), 3.0, 5000, httpx.MockTransport(answer)
-    )
+    sign = hmac_sha256(SecretStr(SECRET))
+    transport = httpx.MockTransport(answer)
+    edge = BinanceRest("http://exchange", SecretStr("the-key"), sign, 3.0, 5000, transport, strategy_id=strategy_id)
     return edge, requests
 
 
@@ -360,3 +363,11 @@ def test_a_cancellation_is_taken_for_what_it_says_and_a_refused_one_for_unknown(
     assert requests[-1].url.params["origClientOrderId"] == "mf-s-1"
     edge, _ = rest(hidden, DELETE_order=lambda _: error(400, -2011, "Unknown order sent."))
     assert edge.cancel(intent()) == NotCancelled(-2011, "Unknown order sent.")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_last_trade_of_the_signal_goes_along_where_it_is_wanted(wanted: bool) -> None:
+    edge, requests = rest(lambda _: httpx.Response(200, json=PLACED), strategy_id=wanted)
+    edge.place(intent(signal_last_trade_id=77))
+    sent = dict(parse_qsl(requests[-1].url.query.decode()))
+    assert sent.get("strategyId") == ("77" if wanted else None)

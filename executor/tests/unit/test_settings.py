@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 from decimal import Decimal
+from pathlib import Path
+from urllib.parse import unquote_plus
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from marketflow_common.settings import InvalidSettings, load
+from marketflow_common.signing import hmac_sha256
 from marketflow_executor.settings import ExecutorSettings
+from pydantic import SecretStr
 
 LIVE = {
     "MODE": "live",
@@ -83,3 +90,38 @@ def test_sizes_and_limits_of_risk_reach_the_decision(monkeypatch: pytest.MonkeyP
     assert (limits.risk.on_daily_loss, limits.risk.on_drawdown) == ("REDUCE_ONLY", "REDUCE_ONLY")
     assert (limits.risk.cool_down_ms, limits.risk.max_orders_per_minute) == (90_000, 6)
     assert limits.convention == "fifo"
+
+
+def test_keys_come_from_files_as_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("key", "secret"):
+        (tmp_path / name).write_text(f"a-{name}\n")
+    files = {"API_KEY_FILE": str(tmp_path / "key"), "API_SECRET_FILE": str(tmp_path / "secret")}
+    given(monkeypatch, **(LIVE | {"API_KEY": "", "API_SECRET": ""} | files))
+    key, sign = load(ExecutorSettings).key()
+    assert key.get_secret_value() == "a-key"
+    assert sign("x") == hmac_sha256(SecretStr("a-secret"))("x")
+
+
+def test_an_ed25519_key_takes_the_place_of_the_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    private = Ed25519PrivateKey.generate()
+    file = tmp_path / "key.pem"
+    file.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    given(monkeypatch, **(LIVE | {"API_SECRET": "", "PRIVATE_KEY_FILE": str(file)}))
+    _, sign = load(ExecutorSettings).key()
+    private.public_key().verify(base64.b64decode(unquote_plus(sign("x"))), b"x")
+
+
+@pytest.mark.parametrize("name", ["API_KEY_FILE", "API_SECRET_FILE", "PRIVATE_KEY_FILE", "COMMAND_SECRET_FILE"])
+def test_a_file_without_a_key_is_named_and_shows_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(b"hidden\xff")
+    given(monkeypatch, **(LIVE | {name: str(file)}))
+    with pytest.raises(InvalidSettings, match=f"MARKETFLOW_EXECUTOR_{name}: .*is no text") as raised:
+        load(ExecutorSettings)
+    file.write_text("hidden")
+    if name == "PRIVATE_KEY_FILE":
+        with pytest.raises(InvalidSettings, match="no unencrypted Ed25519 private key") as raised:
+            load(ExecutorSettings)
+    assert "hidden" not in str(raised.value)
