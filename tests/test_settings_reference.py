@@ -105,7 +105,8 @@ DOC_HEAD = """\
 Generated from the settings classes by `tests/test_settings_reference.py`, which fails when this page is stale.
 
 - All settings come from the environment, all names start with `MARKETFLOW_`, then comes the part, then the setting.
-  No program reads a file; `docker compose` reads `.env`, see [`.env.example`](../.env.example).
+  No program reads a file of settings; `docker compose` reads `.env`, see [`.env.example`](../.env.example). Secrets may
+  stand in files of their own, which settings that end in `_FILE` name.
 - Precedence: an option on the command line (the simulator and `marketflow` have some), then the environment, then the
   default. For compose: the shell's environment, then `--env-file` or `.env`, then what `docker-compose.yaml` says.
 - A wrong value, or a name that nobody knows, ends the program at once with one line that names it (exit code 78).

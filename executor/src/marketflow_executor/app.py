@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 from marketflow_common.health import Health
+from marketflow_common.secrets import secret
 
 from .engine import Engine
 from .exchange import BinanceRest, Exchange
@@ -26,13 +27,14 @@ def main(
 ) -> None:
     """Run until ``stop``. ``step`` is told the name of each step (see the README), so that a test can die there."""
     kafka, rest = settings.kafka, None
+    command_secret = secret(settings.command_secret, settings.command_secret_file)
     if settings.rest_url:
         rest = BinanceRest(
             settings.rest_url,
-            settings.api_key,
-            settings.api_secret,
+            *settings.key(),
             settings.rest_timeout_s,
             settings.recv_window_ms,
+            strategy_id=settings.send_last_trade_id,
         )
 
     def make_engine(leads: Callable[[], bool], partitions: int) -> Engine:
@@ -53,6 +55,7 @@ def main(
             not_found_margin_ms=settings.not_found_margin_ms,
             reconcile_s=settings.reconcile_s,
             step=step,
+            command_secret=command_secret,
         )
         if settings.mode == "paper":
             paper.free = lambda asset: engine.account.books.balance(asset)

@@ -6,18 +6,27 @@ Pure: the exchange's time and everything else that counts is handed in. Must nev
 from __future__ import annotations
 
 from decimal import Decimal, localcontext
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
-from marketflow_common.events import OrderIntended, Signal, SignalSkipped, TradingState
+from marketflow_common.events import (
+    Convention,
+    OrderIntended,
+    Signal,
+    SignalSkipped,
+    TradingState,
+    TradingStateChanged,
+)
 from marketflow_common.intervals import close_time
 from marketflow_common.numbers import EXACT, ZERO, fixed
 
 from .books import Position
-from .filters import Instrument
+from .filters import Draft, Instrument, Market, Refusal
 from .orders import order_id
+from .risk import DAILY_LOSS, DRAWDOWN, RiskLimits, Standing, deviates, refuses, supervise
+from .sizing import Sizing, worth
 
-__all__ = ["Limits", "Skip", "View", "decide"]
+__all__ = ["Limits", "Skip", "View", "decide", "sell_all", "supervised"]
 
 Skip = Literal[
     "unknown_symbol",
@@ -33,7 +42,16 @@ Skip = Literal[
     "insufficient_balance",
     "below_min_notional",
     "filter",
+    "daily_loss",
+    "drawdown",
+    "cool_down",
+    "order_rate",
+    "price_deviation",
+    "no_equity",
+    "no_stop",
 ]
+_BY: Final[dict[str, Skip]] = {DAILY_LOSS: "daily_loss", DRAWDOWN: "drawdown"}
+"""Whose state has a reason of its own."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -47,23 +65,63 @@ class Limits(msgspec.Struct, frozen=True):
     max_signal_age_ms: int
     max_attempts: int
     recv_window_ms: int
+    convention: Convention = "average"
+    risk: RiskLimits = RiskLimits()
+    sizing: Sizing = Sizing()
 
 
 class View(msgspec.Struct, frozen=True):
-    """The account as the decision sees it; ``exposure`` is the cost of all positions, ``free`` the quote balance."""
+    """The account as the decision sees it; ``exposure`` is the cost of all positions, ``free`` the quote balance.
+
+    ``base`` is the balance of the symbol's base asset, ``open_buys`` what its open buys may still bring.
+    """
 
     position: Position
     exposure: Decimal
     free: Decimal
     state: TradingState
     order_open: bool
+    state_by: str = ""
+    state_at: int = 0
+    base: Decimal = ZERO
+    open_buys: Decimal = ZERO
+    standing: Standing = Standing()
+
+
+def supervised(signal: Signal, view: View, limits: Limits, now_ms: int) -> tuple[tuple[TradingStateChanged, ...], View]:
+    """The changes of the trading state that the account's numbers ask for, and the view after them."""
+    if not view.standing.quote or deviates(signal, view.standing, limits.risk, now_ms):
+        return (), view
+    changes = supervise(limits.account, view.state, view.state_by, view.state_at, view.standing, limits.risk, now_ms)
+    for change in changes:
+        view = msgspec.structs.replace(view, state=change.state, state_by=change.changed_by, state_at=change.changed_at)
+    return changes, view
 
 
 def decide(
     signal: Signal, attempt: int, view: View, instrument: Instrument | None, limits: Limits, now_ms: int
 ) -> OrderIntended | SignalSkipped:
     """The order to be sent for a BUY or SELL signal, or why none is. ``now_ms`` is the exchange's time."""
-    sized = _size(signal, attempt, view, instrument, limits, now_ms)
+    return _answer(signal, attempt, _size(signal, attempt, view, instrument, limits, now_ms), limits, now_ms)
+
+
+def sell_all(
+    signal: Signal, attempt: int, view: View, instrument: Instrument | None, limits: Limits, now_ms: int
+) -> OrderIntended | SignalSkipped:
+    """The order that sells all that is held, whatever the trading state and the limits of risk say, or why none is."""
+    sized: Decimal | tuple[Skip, str]
+    if attempt > limits.max_attempts:
+        sized = "attempts_exhausted", f"{limits.max_attempts} orders have left {view.position.qty:f} of {signal.symbol}"
+    elif instrument is None:
+        sized = "unknown_symbol", f"the exchange does not list {signal.symbol}"
+    else:
+        sized = _sell(signal, view.position, instrument, None)
+    return _answer(signal, attempt, sized, limits, now_ms)
+
+
+def _answer(
+    signal: Signal, attempt: int, sized: Decimal | tuple[Skip, str], limits: Limits, now_ms: int
+) -> OrderIntended | SignalSkipped:
     if isinstance(sized, Decimal):
         assert signal.signal_type != "HOLD"
         return OrderIntended(
@@ -84,7 +142,9 @@ def decide(
             signal_last_trade_id=signal.last_trade_id,
         )
     reason, detail = sized
-    return SignalSkipped(limits.account, signal.id, signal.symbol, signal.signal_type, reason, detail)
+    return SignalSkipped(
+        limits.account, signal.id, signal.symbol, signal.signal_type, reason, detail, signal.close, now_ms * 1_000
+    )
 
 
 def _size(
@@ -100,22 +160,30 @@ def _size(
     if 0 < limits.max_signal_age_ms < age_ms:
         return "too_old", f"its candle closed {age_ms} ms ago by the exchange's clock, limit {limits.max_signal_age_ms}"
     if view.state == "HALTED":
-        return "halted", "trading is halted; order_events says why (trading_state_changed)"
+        return _BY.get(view.state_by, "halted"), "trading is halted; order_events says why (trading_state_changed)"
     if view.order_open:
         return "order_open", f"an order of {signal.symbol} has not ended yet"
     if not instrument.trading:
         return "symbol_not_trading", f"the exchange does not trade {signal.symbol} now"
+    if refused := refuses(signal, view.standing, limits.risk, now_ms):
+        return refused
+    size = worth(signal, view.standing, limits.sizing, limits.order_quote)
+    if isinstance(size, tuple):
+        return size
     if signal.signal_type == "SELL":
-        return _sell(signal, view.position, instrument, limits)
+        return _sell(signal, view.position, instrument, size)
     if view.state == "REDUCE_ONLY":
-        return "reduce_only", "only positions may be reduced"
-    return _buy(signal, view, instrument, limits)
+        return _BY.get(view.state_by, "reduce_only"), "only positions may be reduced"
+    assert size is not None, "only a SELL is of everything"
+    return _buy(signal, view, instrument, limits, size)
 
 
-def _buy(signal: Signal, view: View, instrument: Instrument, limits: Limits) -> Decimal | tuple[Skip, str]:
+def _buy(
+    signal: Signal, view: View, instrument: Instrument, limits: Limits, size: Decimal
+) -> Decimal | tuple[Skip, str]:
     with localcontext(EXACT):
         rooms: list[tuple[Decimal, Skip, str]] = [
-            (limits.order_quote, "below_min_notional", f"order size {limits.order_quote:f}"),
+            (size, "below_min_notional", f"order size {size:f}"),
             (
                 limits.max_position_quote - view.position.cost,
                 "position_limit",
@@ -129,33 +197,36 @@ def _buy(signal: Signal, view: View, instrument: Instrument, limits: Limits) -> 
         ]
         # The tightest limit sizes the order, and is the reason if too little is left; the order's own size goes first.
         quote, reason, detail = min(rooms, key=lambda room: room[0])
-        qty = instrument.affordable(max(quote, ZERO), signal.close)
-        notional = qty * signal.close
-    problem = instrument.problem(qty, signal.close)
-    if problem is not None:
-        if reason == "below_min_notional" and notional >= instrument.min_notional:
+        qty = instrument.affordable(quote, signal.close)
+    draft, market = Draft("BUY", "MARKET", qty), Market(signal.close, base=view.base, open_buys=view.open_buys)
+    found = instrument.fit(draft, market)
+    if isinstance(found, Refusal):
+        if reason == "below_min_notional" and qty >= instrument.least(signal.close):
             reason = "filter"
-        return reason, f"{problem} ({detail})"
+        return reason, f"{found.filter}: {found.detail} ({detail})"
+    qty = found.qty
+    notional = EXACT.multiply(qty, signal.close)
     if notional > view.free:
         quote_asset = instrument.assets.quote
         return "insufficient_balance", f"{notional:f} {quote_asset} needed, {view.free:f} there"
     return qty
 
 
-def _sell(signal: Signal, position: Position, instrument: Instrument, limits: Limits) -> Decimal | tuple[Skip, str]:
+def _sell(
+    signal: Signal, position: Position, instrument: Instrument, size: Decimal | None
+) -> Decimal | tuple[Skip, str]:
     if position.qty <= 0:
         return "no_position", f"no {instrument.assets.base} is held"
+    least = instrument.least(signal.close)
     with localcontext(EXACT):
-        whole = instrument.round_down(position.qty)
-        if instrument.max_qty:
-            whole = min(whole, instrument.round_down(instrument.max_qty))
-        qty = min(instrument.affordable(limits.order_quote, signal.close), whole)
+        qty = position.qty if size is None else instrument.affordable(size, signal.close)
         # A rest that could never be sold by itself goes along.
-        if (position.qty - qty) * signal.close < instrument.min_notional:
-            qty = whole
-    problem = instrument.problem(qty, signal.close)
-    if problem is None:
-        return qty
-    with localcontext(EXACT):
-        small = qty * signal.close < instrument.min_notional or qty < instrument.min_qty or not qty
-    return ("below_min_notional" if small else "filter"), f"{problem} ({position.qty:f} held)"
+        if position.qty - qty < least:
+            qty = position.qty
+    found = instrument.fit(Draft("SELL", "MARKET", qty), Market(signal.close))
+    if isinstance(found, Draft):
+        return found.qty
+    return (
+        "below_min_notional" if position.qty < least else "filter",
+        f"{found.filter}: {found.detail} ({position.qty:f} held)",
+    )

@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
 from typing import Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -29,24 +31,28 @@ from marketflow_common.kafka import client
 from marketflow_common.kafka.client import FatalKafkaError, Fenced, PositionLost
 from marketflow_common.kafka.source import read_back
 from marketflow_common.settings import KafkaSettings
+from pydantic import SecretStr
 
 from . import meters
 from .account import Account
-from .decision import Limits, decide
+from .commands import flatten_id, flatten_signal, is_flatten, judge, withheld
+from .decision import Limits, decide, sell_all, supervised
 from .exchange import Exchange, Unavailable
-from .orders import Answer, Learned, Throttled, expired, learn
+from .orders import Answer, Evidence, Learned, Throttled, expired, learn
+from .risk import RECONCILER
+from .watch import CommandReader
 
 __all__ = ["Broken", "Engine", "TermOver"]
 
 T = TypeVar("T")
 _log = logs.get("executor")
-RECONCILER: Final = "reconciliation"
 IDLE_COMMIT_S: Final = 5.0
 """Signals that ask for nothing move the position; it is committed this often, so that a restart reads little again."""
 ASK_FIRST_S: Final = 0.1
 ASK_LAST_S: Final = 1.0
 """An order that is open or unknown is asked for after this long, then at twice the distance up to the last."""
 RETRY_S: Final = 0.5
+_NO_SECRET: Final = SecretStr("")
 
 
 class TermOver(Exception):
@@ -67,8 +73,12 @@ class _Pending:
     resend: bool = False
     lost: str = ""
     """Why it provably never arrived; what is left to do is to close it and to decide again."""
+    evidence: Evidence | None = None
+    """What was heard of it and is not in the log yet."""
     known: bool = False
     """Whether the exchange has said that it has it."""
+    cancelled: bool = False
+    """Whether its cancellation was asked for."""
 
 
 class Engine:
@@ -86,14 +96,19 @@ class Engine:
         not_found_margin_ms: int,
         reconcile_s: float,
         step: Callable[[str], None],
+        command_secret: SecretStr = _NO_SECRET,
     ) -> None:
         self._kafka, self._limits, self._exchange, self._health = kafka, limits, exchange, health
         self._leads, self._margin_ms, self._reconcile_s, self._step = leads, not_found_margin_ms, reconcile_s, step
-        self.account = Account(limits.account, {})
+        self._secret = command_secret
+        self.account = Account(limits.account, {}, limits.convention)
         self._name = f"executor-{limits.account}"
         self._partitions = partitions
         self._producer: Producer | None = None
         self._consumer: Consumer | None = None
+        self._commands: CommandReader | None = None
+        self._seen: dict[str, tuple[Decimal, int]] = {}
+        self._check_at = 0.0
         self._positions: dict[int, int] = {}
         self._uncommitted: set[int] = set()
         self._committed_at = time.monotonic()
@@ -106,6 +121,8 @@ class Engine:
         self._stop = stop
         try:
             self._open()
+            self._commands = CommandReader(self._kafka, self._name, self._limits.account, self._partitions)
+            self._heed(self._commands.to_end(self._alive))
             self._recover()
             self._subscribe()
             self._started = True
@@ -118,6 +135,9 @@ class Engine:
             self._health.ready(False, "not leading")
             # Without its producer and consumer this term can publish nothing more.
             self._producer = None
+            if self._commands is not None:
+                self._commands.close()
+                self._commands = None
             if self._consumer is not None:
                 self._consumer.close()
                 self._consumer = None
@@ -134,8 +154,10 @@ class Engine:
             for record in client.read_range(self._kafka, topics.ORDER_EVENTS, partition, 0, self._alive):
                 if record.event.account == self._limits.account:
                     events.append(record.event)
-        for symbol in sorted({event.symbol for event in events if isinstance(event, OrderIntended)}):
-            self._know(symbol, traded=True)
+        traded = {event.symbol for event in events if isinstance(event, OrderIntended)}
+        # The prices of skipped signals count for equity as well.
+        for symbol in sorted(traded | {event.symbol for event in events if isinstance(event, SignalSkipped)}):
+            self._know(symbol, traded=symbol in traded)
         for event in events:
             self.account.apply(event)
         opened = self.account.opened
@@ -144,10 +166,17 @@ class Engine:
                 f"account {opened.account!r} was opened in mode {opened.mode} and cannot go on in mode "
                 f"{self._limits.mode}, whose exchange knows other balances; set MARKETFLOW_EXECUTOR_ACCOUNT to another"
             )
+        if opened is not None and opened.convention != self._limits.convention:
+            raise FatalKafkaError(
+                f"the books of account {opened.account!r} are kept by convention {opened.convention} and cannot go on "
+                f"by {self._limits.convention}; set MARKETFLOW_EXECUTOR_LOTS back, or MARKETFLOW_EXECUTOR_ACCOUNT to "
+                "another"
+            )
         if opened is None:
             balances = self._until_available(self._exchange.opening_balances)
             now = self._until_available(self._exchange.now_ms)
-            self._commit([AccountOpened(self._limits.account, self._limits.mode, balances, now * 1_000)])
+            convention = self._limits.convention
+            self._commit([AccountOpened(self._limits.account, self._limits.mode, balances, now * 1_000, convention)])
         self._show()
         _log.info("folded", events=len(events), open_orders=sorted(self.account.open), state=self.account.state)
 
@@ -181,9 +210,11 @@ class Engine:
 
     def _work(self) -> None:
         assert self._consumer is not None
-        next_check = time.monotonic() + self._reconcile_s
+        assert self._commands is not None
+        self._check_at = time.monotonic() + self._reconcile_s
         while not self._stop.is_set():
             self._alive()
+            self._heed(self._commands.arrived())
             pause = self._exchange.paused_s()
             if pause:
                 self._stop.wait(min(pause, 0.1))
@@ -191,11 +222,12 @@ class Engine:
                 for message in self._poll(self._consumer):
                     self._take(message)
             self._tend(settle=True)
+            self._flatten()
             now = time.monotonic()
             if self._uncommitted and now - self._committed_at > IDLE_COMMIT_S:
                 self._commit([])
-            if now >= next_check and not self._pending and not pause:
-                next_check = now + self._reconcile_s
+            if now >= self._check_at and not self._pending and not pause:
+                self._check_at = now + self._reconcile_s
                 try:
                     self._exchange.refresh()
                     self._reconcile()
@@ -231,9 +263,11 @@ class Engine:
         record = next(client.records_of([message], topics.TRADING_SIGNALS), None)
         event = record.event if record is not None else None
         signal = event if isinstance(event, Signal) and event.signal_type != "HOLD" else None
-        if isinstance(event, Command):
-            meters.COMMANDS_IGNORED.labels(event.action).inc()
-            _log.warning("command_not_honoured", id=event.id, action=event.action, detail="this version honours none")
+        if isinstance(event, Command) and event.account == self._limits.account:
+            # Before the position moves beyond it: the next term reads commands from there on.
+            self._heed_all()
+        if isinstance(event, Signal):
+            self._seen[event.symbol] = (event.close, event.last_trade_id)
         if signal is not None and self.account.answered(signal.id):
             _log.warning("signal_repeated", signal_id=signal.id, partition=partition, offset=offset)
             signal = None
@@ -250,8 +284,17 @@ class Engine:
         """Decide and commit that together with ``before``; then send what was decided."""
         instrument = self._until_available(lambda: self._exchange.instrument(signal.symbol))
         now_ms = self._until_available(self._exchange.now_ms)
-        view = self.account.view(signal.symbol, instrument, but=instead_of)
+        view = self.account.view(signal.symbol, instrument, but=instead_of, now_ms=now_ms, close=signal.close)
+        changes, view = supervised(signal, view, self._limits, now_ms)
         decided = decide(signal, attempt, view, instrument, self._limits, now_ms)
+        self._publish_decided(signal, decided, [*before, *changes])
+        for change in changes:
+            _log.error("trading_state", state=change.state, detail=change.reason, changed_by=change.changed_by)
+
+    def _publish_decided(
+        self, signal: Signal, decided: OrderIntended | SignalSkipped, before: Sequence[OrderEvent]
+    ) -> None:
+        """Commit a decision together with ``before``; then send what was decided."""
         self._step("decided")
         self._commit([*before, decided])
         self._step("intended")
@@ -267,7 +310,11 @@ class Engine:
     def _send(self, intent: OrderIntended) -> None:
         """The one place that sends an order; never for an intent of an earlier term."""
         self._alive()
+        self._heed_all()
         pending, order = self._pending[intent.order_id], self.account.open[intent.order_id]
+        if reason := withheld(intent, self.account.state):
+            pending.lost = reason
+            return
         if self._exchange.now_ms() > order.deadline_ms:
             pending.lost = "not sent: its recvWindow had passed before it could be"
             return
@@ -298,7 +345,9 @@ class Engine:
         """Take in an answer: record what it tells, and plan what is next."""
         pending = self._pending[intent.order_id]
         assets = self.account.assets[intent.symbol]
-        learned = learn(self.account.open[intent.order_id], answer, self.account.books, assets, self._margin_ms)
+        order, books = self.account.open[intent.order_id], self.account.books
+        learned = learn(order, answer, books, assets, self._margin_ms, pending.evidence)
+        pending.evidence = learned.evidence
         if learned.events:
             self._commit(learned.events)
         if learned.verdict == "ended":
@@ -335,6 +384,12 @@ class Engine:
     def _settle(self, intent: OrderIntended, pending: _Pending) -> None:
         """Close an order that never arrived, and decide again on its signal, in one transaction."""
         ended = expired(intent, pending.lost)
+        if is_flatten(intent.signal_id):
+            # Sold by the next attempt of the flatten, as long as that stands.
+            del self._pending[intent.order_id]
+            self._commit([ended])
+            meters.EXECUTED.labels(intent.symbol, intent.side, "expired").inc()
+            return
         signal = pending.signal or self._find_signal(intent)
         self._know(intent.symbol)
         del self._pending[intent.order_id]
@@ -343,9 +398,11 @@ class Engine:
         if signal is not None:
             self._decide(signal, intent.attempt + 1, [ended], intent.order_id)
             return
-        account, reason = self._limits.account, "too_old"
+        account, reason, now_ms = self._limits.account, "too_old", self._until_available(self._exchange.now_ms)
         detail = "the signal is no longer in trading_signals"
-        skipped = SignalSkipped(account, intent.signal_id, intent.symbol, intent.side, reason, detail)
+        skipped = SignalSkipped(
+            account, intent.signal_id, intent.symbol, intent.side, reason, detail, intent.signal_close, now_ms * 1_000
+        )
         self._commit([ended, skipped])
         meters.SKIPPED.labels(reason).inc()
 
@@ -359,6 +416,64 @@ class Engine:
                     return record.event
         return None
 
+    # --- commands ------------------------------------------------------------------------------------
+
+    def _heed_all(self) -> None:
+        """Honour every command that the broker has by now."""
+        assert self._commands is not None
+        self._heed(self._commands.to_end(self._alive))
+
+    def _heed(self, commands: Sequence[Command]) -> None:
+        """Honour commands that have not been honoured yet, each in a transaction of its own."""
+        for command in commands:
+            if command.id in self.account.commands:
+                continue
+            try:
+                now_us = self._exchange.now_ms() * 1_000
+            except Unavailable:
+                now_us = clock.now_us()  # A halt waits for no exchange.
+            account, secret = self.account, self._secret.get_secret_value()
+            trusting = self._limits.mode != "live"
+            judged = judge(command, account.state, account.state_at, now_us, secret, trusting=trusting)
+            if isinstance(judged, str):
+                meters.COMMANDS.labels(command.action, "refused").inc()
+                _log.error(
+                    "command_refused",
+                    id=command.id,
+                    action=command.action,
+                    asked_by=command.asked_by,
+                    detail=judged,
+                    effect=f"the account stays {account.state}",
+                )
+                continue
+            self._commit([judged])
+            meters.COMMANDS.labels(command.action, "honoured").inc()
+            _log.error("trading_state", state=judged.state, detail=judged.reason, changed_by=judged.changed_by)
+            if command.action == "resume":
+                self._check_at = 0.0  # Nobody may resume what does not add up for longer than it takes to look.
+
+    def _flatten(self) -> None:
+        """While a flatten stands: cancel what is open, then sell what is held, symbol by symbol."""
+        order = self.account.flatten
+        if order is None or self._exchange.paused_s():
+            return
+        for order_id, pending in list(self._pending.items()):
+            intent = self.account.open[order_id].intent
+            if pending.known and not pending.cancelled and not is_flatten(intent.signal_id):
+                pending.cancelled = True
+                self._learn(intent, self._exchange.cancel(intent))
+        busy = {open_order.intent.symbol for open_order in self.account.open.values()}
+        for symbol, position in self.account.books.positions.items():
+            attempt = self.account.next_flatten(flatten_id(order.command_id, symbol))
+            if position.qty <= 0 or symbol in busy or attempt is None:
+                continue
+            close, last_trade_id = self._seen.get(symbol) or self.account.seen[symbol]
+            signal = flatten_signal(order, symbol, close, last_trade_id)
+            instrument = self._until_available(partial(self._exchange.instrument, symbol))
+            now_ms = self._until_available(self._exchange.now_ms)
+            view = self.account.view(symbol, instrument, now_ms=now_ms, close=close)
+            self._publish_decided(signal, sell_all(signal, attempt, view, instrument, self._limits, now_ms), [])
+
     # --- books against the exchange ------------------------------------------------------------------
 
     def _reconcile(self) -> None:
@@ -368,11 +483,15 @@ class Engine:
         balances = self._exchange.balances()
         if balances is None:
             return
-        difference, state = self.account.differs(balances), self.account.state
+        account, last = self.account, self.account.last_fill
+        open_orders = self._exchange.open_orders()
+        fills = {s: self._exchange.fills_from(s, last.get(s, -1) + 1) for s in account.seen}
+        difference, state = account.differs(balances, open_orders, fills), account.state
         if difference and state != "HALTED":
             self._change("HALTED", f"the books differ from the exchange: {difference}")
         elif not difference and state == "HALTED" and self.account.state_by == RECONCILER:
-            self._change("ACTIVE", "the books agree with the exchange again")
+            before = self.account.before_halt
+            self._change(before.state if before else "ACTIVE", "the books agree with the exchange again")
 
     def _change(self, state: TradingState, reason: str) -> None:
         now_us = self._exchange.now_ms() * 1_000

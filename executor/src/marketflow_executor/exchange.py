@@ -5,8 +5,6 @@ Must never turn a missing or unclear answer into an outcome, send an order twice
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import time
 from collections.abc import Mapping
 from decimal import Decimal, localcontext
@@ -14,27 +12,33 @@ from typing import Annotated, Any, Final, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlencode
 
 import httpx
+import msgspec
 from marketflow_common import logs
 from marketflow_common.events import OrderIntended
 from marketflow_common.kafka.client import FatalKafkaError
-from marketflow_common.numbers import EXACT, ZERO, NotANumber, number
+from marketflow_common.numbers import EXACT, NotANumber, number
+from marketflow_common.signing import Sign
 from pydantic import BaseModel, BeforeValidator, SecretStr, ValidationError
 
 from .books import Fill
 from .filters import Instrument, read_instrument
-from .orders import Answer, NotThere, Refused, Report, Throttled, TooLate, Unknown
+from .messages import Unreadable, order_request, read_cancelled, read_order, read_trade
+from .orders import Answer, NotCancelled, NotThere, Refused, Report, Throttled, TooLate, Unknown
 
 __all__ = ["BinanceRest", "Exchange", "KeyRefused", "Unavailable"]
 
 _log = logs.get("exchange")
 _ORDER, _TRADES, _PAGE = "/api/v3/order", "/api/v3/myTrades", 1_000
+_OPEN_ORDERS: Final = "/api/v3/openOrders"
+_BEFORE_MS: Final = 1_000
+_AFTER_MS: Final = 60_000
+"""How far around its window an order is looked for: the exchange's clocks need not agree."""
 _OUTSIDE_WINDOW, _NO_SUCH_ORDER, _NOT_TAKEN, _NO_SUCH_SYMBOL = -1021, -2013, -2010, -1121
 _DUPLICATE: Final = "duplicate"
 """In the message of a -2010: "Duplicate order sent." (Binance, "Error codes", messages for -1010, -2010, -2011)."""
 _SAYS_NOTHING: Final = {-1000, -1001, -1006, -1007, -1016}
 """Codes that leave the execution open, whatever the HTTP status (Binance, "Error codes", general server errors)."""
 _KEY_CODES: Final = {-1002, -1022, -2014, -2015}
-_STATUSES: Final = {"PENDING_NEW": "NEW", "PENDING_CANCEL": "NEW", "EXPIRED_IN_MATCH": "EXPIRED"}
 _DEFAULT_PAUSE_S: Final = 5.0
 _FRESH_S: Final = 600.0
 """Trading rules are asked for again after this long."""
@@ -62,8 +66,17 @@ class Exchange(Protocol):
     def ask(self, intent: OrderIntended) -> Answer:
         """What the exchange knows of the order: Report, NotThere, Throttled or Unknown."""
 
+    def cancel(self, intent: OrderIntended) -> Answer:
+        """Cancel the order: Update, NotCancelled, Throttled or Unknown; what it has come to is to be asked."""
+
     def balances(self) -> dict[str, Decimal] | None:
         """Free plus locked, without zeros; None if there is nothing to compare with. Raises Unavailable."""
+
+    def open_orders(self) -> dict[str, str]:
+        """All orders of the account that are open, by client id, each in words. Raises Unavailable."""
+
+    def fills_from(self, symbol: str, trade_id: int) -> list[Fill]:
+        """The account's fills of a symbol from a trade id on. Raises Unavailable."""
 
     def opening_balances(self) -> dict[str, Decimal]:
         """What a new account starts from. Raises Unavailable."""
@@ -90,38 +103,6 @@ class _Problem(BaseModel):
 
 class _Time(BaseModel):
     serverTime: int
-
-
-class _PlacedFill(BaseModel):
-    price: _Amount
-    qty: _Amount
-    commission: _Amount
-    commissionAsset: str
-    tradeId: int
-
-
-class _Order(BaseModel):
-    orderId: int
-    status: str
-    executedQty: _Amount
-    cummulativeQuoteQty: _Amount
-    transactTime: int | None = None
-    time: int | None = None
-    fills: tuple[_PlacedFill, ...] | None = None
-
-
-class _MyTrade(BaseModel):
-    id: int
-    price: _Amount
-    qty: _Amount
-    quoteQty: _Amount
-    commission: _Amount
-    commissionAsset: str
-    time: int
-
-
-class _MyTrades(BaseModel):
-    trades: tuple[_MyTrade, ...]
 
 
 class _Balance(BaseModel):
@@ -153,12 +134,15 @@ class BinanceRest:
         self,
         url: str,
         key: SecretStr,
-        secret: SecretStr,
+        sign: Sign,
         timeout_s: float,
         recv_window_ms: int,
         transport: httpx.BaseTransport | None = None,
+        *,
+        strategy_id: bool = False,
     ) -> None:
-        self._key, self._secret, self._recv_window_ms = key, secret, recv_window_ms
+        """``strategy_id``: send the last trade that a signal has seen along, as the order's strategyId."""
+        self._key, self._sign, self._recv_window_ms, self._strategy_id = key, sign, recv_window_ms, strategy_id
         self._url = url
         self._client = httpx.Client(
             base_url=url,
@@ -204,22 +188,10 @@ class BinanceRest:
 
     def place(self, intent: OrderIntended) -> Answer:
         """See Exchange."""
-        assert intent.qty is not None, "this version sizes orders in base"
-        reply = self._send(
-            "POST",
-            _ORDER,
-            {
-                "symbol": intent.symbol,
-                "side": intent.side,
-                "type": intent.order_type,
-                "quantity": f"{intent.qty:f}",
-                "newClientOrderId": intent.order_id,
-                "newOrderRespType": "FULL",
-                "recvWindow": intent.recv_window_ms,
-                "timestamp": intent.timestamp_ms,
-            },
-            signed=True,
-        )
+        request = order_request(intent)
+        if self._strategy_id:
+            request["strategyId"] = intent.signal_last_trade_id
+        reply = self._send("POST", _ORDER, request, signed=True)
         if not isinstance(reply, _Reply):
             return reply
         if reply.code == _OUTSIDE_WINDOW:
@@ -252,36 +224,88 @@ class BinanceRest:
         if not isinstance(reply, _Reply):
             return reply
         if reply.code == _NO_SUCH_ORDER:
-            return NotThere(asked_ms)
+            # Inside of its window the order may still arrive, so nothing is gained by looking further.
+            late = asked_ms > intent.timestamp_ms + intent.recv_window_ms
+            return (self._elsewhere(intent) if late else None) or NotThere(asked_ms)
         if reply.code in _KEY_CODES:
             raise KeyRefused(f"{self._url} refuses the API key: {reply.message} ({reply.code})")
         if reply.code:
             return Unknown(f"asking for the order gave {reply.code} {reply.message}")
         return self._report(intent, reply.body)
 
+    def _elsewhere(self, intent: OrderIntended) -> Answer | None:
+        """An order that its own question does not find: in the lists of orders, then by its trades; None: nowhere.
+
+        Whatever is not answered leaves it unknown: only three empty lists say that it is not there.
+        """
+        here = {"symbol": intent.symbol}
+        start, end = intent.timestamp_ms - _BEFORE_MS, intent.timestamp_ms + intent.recv_window_ms + _AFTER_MS
+        since = {**here, "startTime": start, "endTime": end, "limit": _PAGE}
+        for path, query in ((_OPEN_ORDERS, here), ("/api/v3/allOrders", since), (_TRADES, since)):
+            rows = self._rows(path, query)
+            if not isinstance(rows, list):
+                return rows
+            if path == _TRADES:
+                found = self._by_trades(intent, rows)
+                if found is not None:
+                    return found
+            for row in rows:
+                if row.get("clientOrderId") == intent.order_id:
+                    return self._report(intent, msgspec.json.encode(row))
+        return None
+
+    def _by_trades(self, intent: OrderIntended, trades: list[dict[str, Any]]) -> Answer | None:
+        """The order that a trade belongs to, if its client id is the intent's."""
+        for number_ in sorted({str(trade.get("orderId")) for trade in trades}):
+            reply = self._signed("GET", _ORDER, {"symbol": intent.symbol, "orderId": number_})
+            if not isinstance(reply, _Reply):
+                return reply
+            if reply.code:
+                return Unknown(f"asking for order {number_} of a trade gave {reply.code} {reply.message}")
+            try:
+                named = read_order(msgspec.json.decode(reply.body))
+            except (Unreadable, msgspec.DecodeError) as error:
+                return Unknown(f"an answer that cannot be read: {_short(error)}")
+            if named.order_id == intent.order_id:
+                return self._report(intent, reply.body)
+        return None
+
+    def _rows(self, path: str, query: Mapping[str, Any]) -> list[dict[str, Any]] | Throttled | Unknown:
+        reply = self._signed("GET", path, query)
+        if not isinstance(reply, _Reply):
+            return reply
+        if reply.code:
+            return Unknown(f"GET {path} gave {reply.code} {reply.message}")
+        try:
+            return msgspec.json.decode(reply.body, type=list[dict[str, Any]])
+        except msgspec.DecodeError as error:
+            return Unknown(f"an answer that cannot be read: {_short(error)}")
+
+    def cancel(self, intent: OrderIntended) -> Answer:
+        """See Exchange."""
+        reply = self._signed("DELETE", _ORDER, {"symbol": intent.symbol, "origClientOrderId": intent.order_id})
+        if not isinstance(reply, _Reply):
+            return reply
+        if reply.code:
+            return NotCancelled(reply.code, reply.message)
+        try:
+            return read_cancelled(msgspec.json.decode(reply.body)).message
+        except (Unreadable, msgspec.DecodeError) as error:
+            return Unknown(f"an answer that cannot be read: {_short(error)}")
+
     def _report(self, intent: OrderIntended, body: bytes) -> Answer:
         """An order's state with its fills; those that the answer does not list are asked for."""
         try:
-            order = _Order.model_validate_json(body)
-        except (ValidationError, NotANumber) as error:
+            found = read_order(msgspec.json.decode(body)).message
+        except (Unreadable, msgspec.DecodeError) as error:
             return Unknown(f"an answer that cannot be read: {_short(error)}")
-        at_us = 1_000 * (order.transactTime or order.time or intent.timestamp_ms)
-        with localcontext(EXACT):
-            fills = tuple(
-                Fill(f.tradeId, f.price, f.qty, f.price * f.qty, f.commission, f.commissionAsset, at_us)
-                for f in order.fills or ()
-            )
-            qty, quote = (sum(amounts, ZERO) for amounts in ([f.qty for f in fills], [f.quote_qty for f in fills]))
-        # The exchange's own quote amounts count: where price times quantity is not it, the trades are asked for.
-        if (qty, quote) != (order.executedQty, order.cummulativeQuoteQty):
-            listed = self._fills(intent.symbol, order.orderId)
-            if not isinstance(listed, list):
-                return listed
-            fills = tuple(listed)
-        status = _STATUSES.get(order.status, order.status)
-        if status not in ("NEW", "PARTIALLY_FILLED", "FILLED", "CANCELED", "EXPIRED", "REJECTED"):
-            return Unknown(f"the order has a status {order.status!r} that is not known here")
-        return Report(order.orderId, status, order.executedQty, fills, at_us)  # type: ignore[arg-type]
+        if isinstance(found, Report) or not found.executed_qty:
+            return found
+        listed = self._fills(intent.symbol, found.exchange_order_id)
+        if not isinstance(listed, list):
+            return listed
+        at = found.at or intent.timestamp_ms * 1_000
+        return Report(found.exchange_order_id, found.status, found.executed_qty, tuple(listed), at, found.reason)
 
     def _fills(self, symbol: str, exchange_order_id: int) -> list[Fill] | Throttled | Unknown:
         fills: list[Fill] = []
@@ -293,15 +317,13 @@ class BinanceRest:
             if reply.code:
                 return Unknown(f"asking for the order's trades gave {reply.code} {reply.message}")
             try:
-                page = _MyTrades.model_validate_json(b'{"trades":%s}' % reply.body).trades
-            except (ValidationError, NotANumber) as error:
+                page = [read_trade(trade)[1] for trade in msgspec.json.decode(reply.body, type=list)]
+            except (Unreadable, msgspec.DecodeError) as error:
                 return Unknown(f"an answer that cannot be read: {_short(error)}")
-            fills += [
-                Fill(t.id, t.price, t.qty, t.quoteQty, t.commission, t.commissionAsset, t.time * 1_000) for t in page
-            ]
+            fills += page
             if len(page) < _PAGE:
                 return fills
-            query["fromId"] = page[-1].id + 1
+            query["fromId"] = page[-1].fill_id + 1
 
     # --- account and rules ---------------------------------------------------------------------------
 
@@ -314,6 +336,31 @@ class BinanceRest:
     def opening_balances(self) -> dict[str, Decimal]:
         """See Exchange."""
         return self.balances()
+
+    def open_orders(self) -> dict[str, str]:
+        """See Exchange."""
+        rows = self._rows(_OPEN_ORDERS, {})
+        if not isinstance(rows, list):
+            raise Unavailable(f"{self._url}{_OPEN_ORDERS}: {rows}")
+        try:
+            return {r["clientOrderId"]: f"{r['side']} {r['origQty']} {r['symbol']}" for r in rows}
+        except KeyError as error:
+            raise Unavailable(f"{self._url}{_OPEN_ORDERS}: {error.args[0]} is missing") from error
+
+    def fills_from(self, symbol: str, trade_id: int) -> list[Fill]:
+        """See Exchange."""
+        fills: list[Fill] = []
+        while True:
+            rows = self._rows(_TRADES, {"symbol": symbol, "fromId": trade_id, "limit": _PAGE})
+            if not isinstance(rows, list):
+                raise Unavailable(f"{self._url}{_TRADES}: {rows}")
+            try:
+                fills += [read_trade(row)[1] for row in rows]
+            except Unreadable as error:
+                raise Unavailable(f"{self._url}{_TRADES}: {error}") from error
+            if len(rows) < _PAGE:
+                return fills
+            trade_id = fills[-1].fill_id + 1
 
     def instrument(self, symbol: str) -> Instrument | None:
         """See Exchange."""
@@ -346,7 +393,7 @@ class BinanceRest:
         if reply.code in _KEY_CODES:
             raise KeyRefused(
                 f"{self._url} refuses the API key: {reply.message} ({reply.code}); "
-                "see MARKETFLOW_EXECUTOR_API_KEY, MARKETFLOW_EXECUTOR_API_SECRET and the key's permissions"
+                "see MARKETFLOW_EXECUTOR_API_KEY, its _API_SECRET or _PRIVATE_KEY_FILE, and the key's permissions"
             )
         if reply.code:
             raise Unavailable(f"{self._url}{path}: {reply.code} {reply.message}")
@@ -377,8 +424,7 @@ class BinanceRest:
         headers = {}
         if signed:
             headers["X-MBX-APIKEY"] = self._key.get_secret_value()
-            secret = self._secret.get_secret_value().encode()
-            text += "&signature=" + hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()
+            text += "&signature=" + self._sign(text)
         try:
             answer = self._client.request(method, f"{path}?{text}" if text else path, headers=headers)
         except httpx.HTTPError as error:

@@ -10,7 +10,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from .account import Account
 
 __all__ = [
-    "COMMANDS_IGNORED",
+    "COMMANDS",
     "EXECUTED",
     "LEADER",
     "OPEN_ORDERS",
@@ -23,7 +23,7 @@ __all__ = [
 
 EXECUTED: Final = Counter("orders_executed_total", "Orders that have ended, by outcome", ["symbol", "side", "outcome"])
 SKIPPED: Final = Counter("signals_skipped_total", "BUY and SELL signals that led to no (further) order", ["reason"])
-COMMANDS_IGNORED: Final = Counter("commands_ignored_total", "Command records that were not honoured", ["action"])
+COMMANDS: Final = Counter("commands_total", "Command records, honoured or refused", ["action", "outcome"])
 OPEN_ORDERS: Final = Gauge("open_orders", "Orders that have not ended")
 POSITION: Final = Gauge("position_qty", "Base held", ["symbol"])
 REALIZED: Final = Gauge("realized_pnl", "Realized profit in quote since the account was opened", ["symbol"])

@@ -76,6 +76,18 @@ class Paper:
         fill = Fill(trade.trade_id, trade.price, intent.qty, paid, fee, asset, trade.traded_at)
         return Report(number, "FILLED", intent.qty, (fill,), at)
 
+    def cancel(self, intent: OrderIntended) -> Answer:
+        """See Exchange: a market order cannot be taken back, it fills at the next trade."""
+        return self.ask(intent)
+
+    def open_orders(self) -> dict[str, str]:
+        """See Exchange: the log's own."""
+        return {}
+
+    def fills_from(self, symbol: str, trade_id: int) -> list[Fill]:
+        """See Exchange: the log's own."""
+        return []
+
     def balances(self) -> None:
         """See Exchange: nobody else keeps any."""
         return

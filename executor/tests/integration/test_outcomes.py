@@ -112,7 +112,8 @@ def test_a_balance_changed_from_outside_halts_trading(stage: Any) -> None:
     stage.exchange.order("BTCUSDT", "BUY", "0.01")
     halted = stage.wait(lambda: [e for e in stage.events() if type(e).__name__ == "TradingStateChanged"])
     assert halted[0].state == "HALTED"
-    assert "BTC: the exchange has" in halted[0].reason
+    # The order may come between the two questions, so that the first look shows one of both only.
+    assert "BTC: the exchange has" in halted[0].reason or "and in no order of ours" in halted[0].reason
     later = stage.signal("BTCUSDT", "SELL")
     stage.answered(later)
     assert [e.reason for e in stage.events() if isinstance(e, SignalSkipped)] == ["halted"]

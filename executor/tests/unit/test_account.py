@@ -120,3 +120,21 @@ def test_the_order_of_partitions_does_not_matter(data: st.DataObject) -> None:
     account = folded(*mixed)
     assert account.books == expected.books
     assert account.differences == []
+
+
+def test_an_order_or_a_trade_that_is_none_of_ours_is_a_difference_in_words() -> None:
+    account = Account("main", dict(ASSETS))
+    account.apply(OPENED)
+    for event in bought(account, intent()):
+        account.apply(event)
+    balances = dict(account.books.balances)
+    known = Fill(1, Decimal(100), Decimal(1), Decimal(100), Decimal("0.001"), "ETH", 2)
+    strange = Fill(2, Decimal(90), Decimal(3), Decimal(270), Decimal(0), "ETH", 3)
+    before = Fill(2, Decimal(90), Decimal(3), Decimal(270), Decimal(0), "BTC", 1)
+    assert account.differs(balances, {}, {"ETHUSDT": [known]}) == ""
+    assert account.differs(balances, {}, {"BTCUSDT": [before]}) == "", "from before the account was opened"
+    said = account.differs(balances, {"web-1": "SELL 1 ETHUSDT"}, {"ETHUSDT": [strange]})
+    assert "order web-1 (SELL 1 ETHUSDT) is open at the exchange" in said
+    assert "trade 2 of ETHUSDT (3 at 90) is at the exchange, and in no order of ours" in said
+    account.apply(intent(number=2))
+    assert account.differs(balances, {intent(number=2).order_id: "BUY 1 ETHUSDT"}) == ""

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections import defaultdict
 from decimal import Decimal, localcontext
 
+import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from marketflow_common.events import OrderFilled, Side
-from marketflow_common.numbers import EXACT
-from marketflow_executor.books import Assets, Books, Fill, Position
+from marketflow_common.events import Convention, OrderFilled, Side
+from marketflow_common.numbers import EXACT, divide
+from marketflow_executor.books import Assets, Books, Fill, Lot, Position
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine makes no test fail."""
 
 ETH = Assets("ETH", "USDT")
+
+
+def with_price(filled: Fill, commission_price: str) -> Fill:
+    return msgspec.structs.replace(filled, commission_price=Decimal(commission_price))
 
 
 def fill(number: int, price: str, qty: str, commission: str = "0", asset: str = "USDT") -> Fill:
@@ -33,7 +39,7 @@ def test_a_position_costs_what_was_paid_and_realizes_by_average_cost() -> None:
 
 def test_a_fee_in_base_makes_the_position_smaller_and_keeps_its_cost() -> None:
     booked = Books().fill("ETHUSDT", "BUY", ETH, fill(1, "100", "2", "0.002", "ETH"))
-    assert booked.position == Position(Decimal("1.998"), Decimal(200), Decimal(0))
+    assert booked.position == Position(Decimal("1.998"), Decimal(200), Decimal(0), Decimal("0.2"))
     assert booked.books.balance("ETH") == Decimal("1.998")
 
 
@@ -49,7 +55,39 @@ def test_a_fee_in_a_third_asset_is_kept_apart() -> None:
     booked = Books().fill("ETHUSDT", "BUY", ETH, fill(1, "100", "1", "0.0002", "BNB"))
     assert booked.position == Position(Decimal(1), Decimal(100), Decimal(0))
     assert booked.books.balance("BNB") == Decimal("-0.0002")
-    assert booked.books.fees == {"BNB": Decimal("0.0002")}
+    assert booked.books.fees == booked.books.unpriced_fees == {"BNB": Decimal("0.0002")}
+
+
+def test_fees_are_worth_what_their_asset_costs_and_kept_as_they_were_taken() -> None:
+    books = Books().fill("ETHUSDT", "BUY", ETH, fill(1, "100", "1", "0.001", "ETH")).books
+    books = books.fill("ETHUSDT", "BUY", ETH, fill(2, "100", "1", "0.2")).books
+    booked = books.fill("ETHUSDT", "BUY", ETH, with_price(fill(3, "100", "1", "0.0002", "BNB"), "600"))
+    assert booked.position.fees == Decimal("0.42")
+    assert booked.books.fees == {"ETH": Decimal("0.001"), "USDT": Decimal("0.2"), "BNB": Decimal("0.0002")}
+    assert booked.books.unpriced_fees == {}
+    # Only what was taken in quote is in the profit: the rest is in the position and in the balance of BNB.
+    assert booked.position.realized == Decimal("-0.2")
+
+
+def test_by_fifo_what_was_bought_first_is_sold_first() -> None:
+    books = Books(convention="fifo").fill("ETHUSDT", "BUY", ETH, fill(1, "100", "1")).books
+    books = books.fill("ETHUSDT", "BUY", ETH, fill(2, "200", "1")).books
+    first = books.fill("ETHUSDT", "SELL", ETH, fill(3, "180", "0.5"))
+    assert (first.realized_pnl, first.profit_pct) == (Decimal(40), Decimal("80.0000"))
+    second = first.books.fill("ETHUSDT", "SELL", ETH, fill(4, "180", "1"))
+    assert second.position.lots == (Lot(Decimal("0.5"), Decimal(100)),)
+    assert (second.realized_pnl, second.position.cost) == (Decimal(30), Decimal(100))
+    last = second.books.fill("ETHUSDT", "SELL", ETH, fill(5, "180", "0.5"))
+    assert last.position == Position(Decimal(0), Decimal(0), Decimal(60))
+
+
+def test_a_position_knows_its_average_price_what_it_would_bring_and_what_of_it_is_dust() -> None:
+    position = Position(Decimal("0.3"), Decimal(100))
+    assert position.average_price == Decimal("333.333333333333333333")
+    assert position.unrealized(Decimal(350)) == Decimal(5)
+    assert Position().average_price is None
+    assert Books(positions={"A": position, "B": Position()}).unrealized({"A": Decimal(300)}) == Decimal(-10)
+    assert [position.dust(Decimal(least)) for least in ("0.3", "0.31")] == [0, Decimal("0.3")]
 
 
 def test_selling_all_leaves_no_cost_behind() -> None:
@@ -104,11 +142,11 @@ _fills = st.lists(
 
 
 @UNHURRIED
-@given(_fills)
+@given(_fills, st.sampled_from(["average", "fifo"]))
 def test_realized_minus_cost_is_the_change_in_quote_and_the_position_the_change_in_base(
-    fills: list[tuple[str, Side, Decimal, Decimal, Decimal, str]],
+    fills: list[tuple[str, Side, Decimal, Decimal, Decimal, str]], convention: Convention
 ) -> None:
-    books = Books().opened({"USDT": Decimal("5.5"), "XRP": Decimal(3)})
+    books = Books(convention=convention).opened({"USDT": Decimal("5.5"), "XRP": Decimal(3)})
     moved: dict[str, Decimal] = defaultdict(Decimal, {"USDT": Decimal("5.5"), "XRP": Decimal(3)})
     by_symbol: dict[str, dict[str, Decimal]] = defaultdict(lambda: defaultdict(Decimal))
     realized: dict[str, Decimal] = defaultdict(Decimal)
@@ -127,9 +165,53 @@ def test_realized_minus_cost_is_the_change_in_quote_and_the_position_the_change_
                 whose[base] += sign * qty
                 whose[quote] -= sign * price * qty
                 whose[asset] -= fee
+            lots = booked.position.lots
+            assert all(lot.qty >= 0 for lot in lots)
+            if convention == "fifo":
+                assert sum((lot.cost for lot in lots), Decimal(0)) == booked.position.cost
+                assert sum((lot.qty for lot in lots), Decimal(0)) == max(booked.position.qty, Decimal(0))
+            else:
+                assert lots == ()
         assert {a: v for a, v in books.balances.items() if v} == {a: v for a, v in moved.items() if v}
         for symbol, position in books.positions.items():
             base, quote = _ASSETS[symbol]
             assert position.realized == realized[symbol]
             assert position.realized - position.cost == by_symbol[symbol][quote]
             assert position.qty == by_symbol[symbol][base]
+
+
+@UNHURRIED
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50), st.integers(0, 50)), min_size=1, max_size=12))
+def test_by_fifo_profits_are_those_of_a_queue_of_single_coins(rounds: list[tuple[int, int, int]]) -> None:
+    """Bought coin by coin, and sold coin by coin from the front: no division, so no rounding, is involved."""
+    books, queue = Books(convention="fifo"), list[int]()
+    for number, (price, bought, sold) in enumerate(rounds):
+        books = books.fill("ETHUSDT", "BUY", ETH, fill(2 * number, str(price), str(bought))).books
+        queue += [price] * bought
+        sold = min(sold, len(queue))
+        if not sold:
+            continue
+        booked = books.fill("ETHUSDT", "SELL", ETH, fill(2 * number + 1, "30", str(sold)))
+        books = booked.books
+        assert booked.realized_pnl == 30 * sold - sum(queue[:sold])
+        assert booked.profit_pct == divide(booked.realized_pnl * 100, Decimal(sum(queue[:sold])), scale=4)
+        queue = queue[sold:]
+    assert books.position("ETHUSDT").cost == sum(queue)
+    assert books.position("ETHUSDT").qty == len(queue)
+
+
+@pytest.mark.parametrize("convention", ["average", "fifo"])
+@UNHURRIED
+@given(fills=_fills)
+def test_both_conventions_have_earned_the_same_once_all_is_sold(
+    convention: Convention, fills: list[tuple[str, Side, Decimal, Decimal, Decimal, str]]
+) -> None:
+    books, cash = Books(convention=convention), Decimal(0)
+    with localcontext(EXACT):
+        for number, (_, side, price, qty, _, _) in enumerate(fills):
+            books = books.fill("ETHUSDT", side, ETH, Fill(number, price, qty, price * qty, Decimal(0), "BNB", 1)).books
+            cash += price * qty if side == "SELL" else -price * qty
+        held = books.position("ETHUSDT").qty
+        last = Fill(-1, Decimal(7), max(held, Decimal(1)), 7 * max(held, Decimal(1)), Decimal(0), "BNB", 1)
+        position = books.fill("ETHUSDT", "SELL", ETH, last).position
+        assert (position.cost, position.realized) == (0, cash + last.quote_qty)

@@ -14,7 +14,7 @@ from marketflow_common.intervals import MINUTE
 from marketflow_common.numbers import EXACT
 from marketflow_executor.books import Assets, Position
 from marketflow_executor.decision import Limits, View, decide
-from marketflow_executor.filters import Instrument
+from marketflow_executor.filters import Draft, Instrument, Market, Notional, Range
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine makes no test fail."""
@@ -35,11 +35,8 @@ ETH = Instrument(
     symbol="ETHUSDT",
     assets=Assets("ETH", "USDT"),
     trading=True,
-    step=Decimal("0.0001"),
-    min_qty=Decimal("0.0001"),
-    max_qty=Decimal(900),
-    min_notional=Decimal(5),
-    max_notional=Decimal(0),
+    lot=Range(Decimal("0.0001"), Decimal(900), Decimal("0.0001")),
+    notionals=(Notional("NOTIONAL", Decimal(5)),),
 )
 EMPTY = View(Position(), Decimal(0), Decimal(10_000), "ACTIVE", False)
 
@@ -167,13 +164,13 @@ def test_whatever_is_ordered_obeys_filters_limits_and_what_is_there(
     free: Decimal,
     step: str,
 ) -> None:
-    instrument = msgspec.structs.replace(ETH, step=Decimal(step), min_qty=Decimal(step))
+    instrument = msgspec.structs.replace(ETH, lot=Range(Decimal(step), Decimal(0), Decimal(step)))
     seen = View(Position(*position), exposure + position[1], free, "ACTIVE", False)
     result = decide(signal(side, f"{close:f}"), 1, seen, instrument, LIMITS, CLOSE_MS)
     if isinstance(result, SignalSkipped):
         return
     assert result.qty is not None
-    assert instrument.problem(result.qty, close) is None
+    assert instrument.refusal(Draft(result.side, "MARKET", result.qty), Market(close)) is None
     with localcontext(EXACT):
         if side == "SELL":
             assert result.qty <= position[0]

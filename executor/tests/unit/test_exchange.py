@@ -15,9 +15,10 @@ from urllib.parse import parse_qsl
 import httpx
 import pytest
 from marketflow_common.events import OrderIntended
+from marketflow_common.signing import hmac_sha256
 from marketflow_executor.books import Fill
 from marketflow_executor.exchange import BinanceRest, KeyRefused, Unavailable
-from marketflow_executor.orders import NotThere, Refused, Report, Throttled, TooLate, Unknown
+from marketflow_executor.orders import NotCancelled, NotThere, Refused, Report, Throttled, TooLate, Unknown, Update
 from pydantic import SecretStr
 
 SECRET = "NhqPtmdSJYdKjVHjA7PZj4Mge3R5YNiP1e3UZjInClVN65XAbvqqM6A7H5fATj0j"
@@ -64,7 +65,9 @@ def error(status: int, code: int, message: str = "no", headers: dict[str, str] |
     return httpx.Response(status, json={"code": code, "msg": message}, headers=headers)
 
 
-def rest(order: Handler, now_ms: int = 1507725176100, **others: Handler) -> tuple[BinanceRest, list[httpx.Request]]:
+def rest(
+    order: Handler, now_ms: int = 1507725176100, *, strategy_id: bool = False, **others: Handler
+) -> tuple[BinanceRest, list[httpx.Request]]:
     """An exchange whose POST /order is ``order``; others by "METHOD_path"."""
     requests: list[httpx.Request] = []
 
@@ -73,11 +76,13 @@ def rest(order: Handler, now_ms: int = 1507725176100, **others: Handler) -> tupl
         name = f"{request.method}_{request.url.path.rpartition('/')[2]}"
         if name == "GET_time":
             return httpx.Response(200, json={"serverTime": now_ms})
+        if name in ("GET_openOrders", "GET_allOrders", "GET_myTrades") and name not in others:
+            return httpx.Response(200, json=[])
         return (order if name == "POST_order" else others[name])(request)
 
-    edge = BinanceRest(
-        "http://exchange", SecretStr("the-key"), SecretStr(SECRET), 3.0, 5000, httpx.MockTransport(answer)
-    )
+    sign = hmac_sha256(SecretStr(SECRET))
+    transport = httpx.MockTransport(answer)
+    edge = BinanceRest("http://exchange", SecretStr("the-key"), sign, 3.0, 5000, transport, strategy_id=strategy_id)
     return edge, requests
 
 
@@ -126,6 +131,7 @@ def test_a_full_answer_is_a_report_with_its_fills() -> None:
 def test_fills_that_do_not_add_up_are_asked_for() -> None:
     trade = {
         "id": 56,
+        "orderId": 28,
         "price": "4000",
         "qty": "10",
         "quoteQty": "39989.50000000",
@@ -222,7 +228,7 @@ def test_not_there_carries_the_exchanges_own_time_once_it_could_prove_something(
     assert isinstance(answer, NotThere)
     assert now <= answer.exchange_ms < now + 5_000
     paths = [request.url.path for request in requests]
-    assert paths == ["/api/v3/time", "/api/v3/time", "/api/v3/order"]
+    assert paths[:3] == ["/api/v3/time", "/api/v3/time", "/api/v3/order"]
 
 
 def test_a_question_with_a_wrong_clock_is_asked_again() -> None:
@@ -265,3 +271,103 @@ def test_neither_key_nor_secret_is_shown_when_things_go_wrong(caplog: pytest.Log
     everything = json.dumps([*shown, str(raised.value), caplog.text, repr(vars(edge))])
     assert SECRET not in everything
     assert "the-key" not in everything
+
+
+# --- where else an order may be found ----------------------------------------------------------------
+
+LATE = 1507725176000 + 5_001
+QUERIED = {key: value for key, value in PLACED.items() if key not in ("fills", "transactTime")} | {
+    "time": 1507725176595,
+    "executedQty": "0",
+    "cummulativeQuoteQty": "0",
+    "status": "NEW",
+}
+TRADE = {
+    "id": 56,
+    "orderId": 28,
+    "price": "4000",
+    "qty": "1",
+    "quoteQty": "4000",
+    "commission": "4",
+    "commissionAsset": "USDT",
+    "time": 1507725176595,
+}
+
+
+def hidden(request: httpx.Request) -> httpx.Response:
+    """The question by client id finds nothing, that by the exchange's own id does."""
+    return httpx.Response(200, json=QUERIED) if "orderId" in request.url.params else error(400, -2013)
+
+
+def given(*rows: dict[str, Any]) -> Handler:
+    return lambda _: httpx.Response(200, json=list(rows))
+
+
+OTHER = QUERIED | {"clientOrderId": "web-1", "orderId": 27}
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        {"GET_openOrders": given(OTHER, QUERIED)},
+        {"GET_allOrders": given(OTHER, QUERIED)},
+        {"GET_myTrades": given(TRADE)},
+    ],
+    ids=["openOrders", "allOrders", "myTrades"],
+)
+def test_an_order_that_its_question_does_not_find_is_found_in_the_lists(lists: dict[str, Handler]) -> None:
+    edge, requests = rest(hidden, LATE, GET_order=hidden, **lists)
+    found = edge.ask(intent())
+    assert isinstance(found, Report)
+    assert (found.exchange_order_id, found.status) == (28, "NEW")
+    assert all(r.method == "GET" for r in requests)
+
+
+def test_only_three_empty_lists_say_that_an_order_is_not_there() -> None:
+    edge, requests = rest(hidden, LATE, GET_order=hidden)
+    answer = edge.ask(intent())
+    assert isinstance(answer, NotThere)
+    assert answer.exchange_ms >= LATE
+    asked = [r.url.path.rpartition("/")[2] for r in requests if "time" not in r.url.path]
+    assert asked == ["order", "openOrders", "allOrders", "myTrades"]
+
+
+@pytest.mark.parametrize("name", ["GET_openOrders", "GET_allOrders", "GET_myTrades"])
+def test_a_list_that_does_not_answer_leaves_the_order_unknown(name: str) -> None:
+    edge, _ = rest(hidden, LATE, GET_order=hidden, **{name: lambda _: error(503, -1001)})
+    assert isinstance(edge.ask(intent()), Unknown)
+
+
+def test_inside_of_its_window_no_list_is_asked() -> None:
+    edge, requests = rest(hidden, GET_order=hidden)
+    assert isinstance(edge.ask(intent()), NotThere)
+    assert not any("openOrders" in r.url.path for r in requests)
+
+
+def test_open_orders_and_fills_are_read_for_the_reconciliation() -> None:
+    edge, requests = rest(hidden, GET_openOrders=given(QUERIED | {"side": "SELL"}), GET_myTrades=given(TRADE))
+    assert edge.open_orders() == {"mf-s-1": "SELL 10.00000000 BTCUSDT"}
+    assert [fill.fill_id for fill in edge.fills_from("BTCUSDT", 50)] == [56]
+    assert requests[-1].url.params["fromId"] == "50"
+    away, _ = rest(hidden, GET_openOrders=lambda _: error(503, -1001), GET_myTrades=lambda _: error(503, -1001))
+    with pytest.raises(Unavailable, match="openOrders"):
+        away.open_orders()
+    with pytest.raises(Unavailable, match="myTrades"):
+        away.fills_from("BTCUSDT", 0)
+
+
+def test_a_cancellation_is_taken_for_what_it_says_and_a_refused_one_for_unknown() -> None:
+    gone = QUERIED | {"origClientOrderId": "mf-s-1", "clientOrderId": "x", "status": "CANCELED"}
+    edge, requests = rest(hidden, DELETE_order=lambda _: httpx.Response(200, json=gone))
+    assert edge.cancel(intent()) == Update(28, "CANCELED", Decimal(0), None)
+    assert requests[-1].url.params["origClientOrderId"] == "mf-s-1"
+    edge, _ = rest(hidden, DELETE_order=lambda _: error(400, -2011, "Unknown order sent."))
+    assert edge.cancel(intent()) == NotCancelled(-2011, "Unknown order sent.")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_last_trade_of_the_signal_goes_along_where_it_is_wanted(wanted: bool) -> None:
+    edge, requests = rest(lambda _: httpx.Response(200, json=PLACED), strategy_id=wanted)
+    edge.place(intent(signal_last_trade_id=77))
+    sent = dict(parse_qsl(requests[-1].url.query.decode()))
+    assert sent.get("strategyId") == ("77" if wanted else None)

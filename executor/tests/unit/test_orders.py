@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from marketflow_common.codec import schema_of
-from marketflow_common.events import OrderFilled, OrderIntended
+from marketflow_common.events import OrderEvent, OrderFilled, OrderIntended
 from marketflow_executor.books import Assets, Books, Fill
 from marketflow_executor.orders import (
     Answer,
+    Evidence,
     Learned,
+    NotCancelled,
     NotThere,
+    NotTried,
     Order,
     Refused,
     Report,
+    Status,
     Throttled,
     TooLate,
     Unknown,
+    Update,
     learn,
     order_id,
 )
@@ -172,3 +178,150 @@ def test_whatever_comes_in_between_the_log_ends_up_with_every_fill_once(
     assert [e.fill_id for e in log if isinstance(e, OrderFilled)] == [f.fill_id for f in last]
     assert sum(1 for e in log if schema_of(e) == "order_unresolved") <= 1  # type: ignore[arg-type]
     assert sum(1 for e in log if schema_of(e) == "order_accepted") == 1  # type: ignore[arg-type]
+
+
+def test_a_fill_waits_for_the_one_before_it_and_is_booked_once() -> None:
+    second = Update(7, "FILLED", Decimal(3), 5, fill(2, 2))
+    learned = told(second)
+    assert (kinds(learned), learned.verdict) == (["order_accepted"], "open")
+    assert learned.reason == "3 is executed, 0.00000000 is booked"
+    order = Order(INTENT).follow(learned.events[0])
+    first = Update(7, "PARTIALLY_FILLED", Decimal(1), 5, fill(1))
+    learned = learn(order, first, Books(), ETH, MARGIN_MS, learned.evidence)
+    assert (kinds(learned), learned.verdict) == (["order_filled", "order_filled"], "ended")
+    for event in learned.events:
+        order = order.follow(event)
+    assert (order.ended, order.filled, order.remaining) == (True, 3, 0)
+    assert learn(order, second, Books(), ETH, MARGIN_MS) == Learned((), "ended")
+
+
+def test_an_end_waits_for_the_fills_before_it() -> None:
+    learned = told(Update(7, "CANCELED", Decimal(1), 5, reason="by somebody"))
+    assert (kinds(learned), learned.verdict) == (["order_accepted"], "open")
+    order = Order(INTENT).follow(learned.events[0])
+    learned = learn(order, Report(7, "PARTIALLY_FILLED", Decimal(1), (fill(1),), 5), Books(), ETH, 0, learned.evidence)
+    assert kinds(learned) == ["order_filled", "order_canceled"]
+    assert learned.events[-1].reason == "cancelled at the exchange: by somebody"  # type: ignore[union-attr]
+
+
+def test_another_order_under_the_same_client_id_is_not_taken_for_this_one() -> None:
+    order = Order(INTENT).follow(told(Update(7, "NEW", Decimal(0), 5)).events[0])
+    learned = told(Report(8, "FILLED", Decimal(3), (fill(9, 3),), 6), order)
+    assert (learned.events, learned.verdict) == ((), "open")
+    assert "another" in learned.reason
+
+
+def test_what_refuses_a_second_request_does_not_end_an_order_that_the_exchange_has() -> None:
+    order = Order(INTENT).follow(told(Update(7, "NEW", Decimal(0), 5)).events[0])
+    for answer in (
+        Refused(-2010, "Duplicate order sent."),
+        NotCancelled(-2011, "Unknown order sent."),
+        NotTried("was not free"),
+        TooLate("late"),
+    ):
+        assert told(answer, order)[:2] == ((), "open")
+    assert told(NotTried("was not free")).verdict == "never_arrived"
+    assert told(NotCancelled(-2011, "Unknown order sent.")).verdict == "unknown"
+
+
+def test_the_legs_of_an_attempt_have_ids_of_their_own() -> None:
+    assert [order_id("abc", 1, leg) for leg in ("", "s", "t")] == ["mf-abc-1", "mf-abc-1s", "mf-abc-1t"]
+    assert len(order_id("x" * 60, 9, "s")) <= 36
+
+
+_parts = st.lists(st.integers(min_value=1, max_value=4), max_size=5)
+
+
+def story(parts: list[int], rest: int, end: Status | None) -> tuple[OrderIntended, list[Answer], Report]:
+    """An order's life at the exchange: every message there can be about it, and the answer to a question at its end."""
+    intent = msgspec.structs.replace(
+        INTENT, order_type="LIMIT", price=Decimal(100), time_in_force="GTC", qty=Decimal(sum(parts) + rest)
+    )
+    fills = [fill(number, qty) for number, qty in enumerate(parts, start=1)]
+    why = "OCO_TRIGGER" if end == "EXPIRED" else ""
+
+    def status(count: int) -> Status:
+        if rest == 0 and count == len(fills):
+            return "FILLED"
+        return "PARTIALLY_FILLED" if count else "NEW"
+
+    messages: list[Answer] = [Update(7, "NEW", Decimal(0), 5)]
+    executed = Decimal(0)
+    for count in range(len(fills) + 1):
+        if count:
+            executed += fills[count - 1].qty
+            messages.append(Update(7, status(count), executed, 5, fills[count - 1]))
+        messages.append(Update(7, status(count), executed, 5))
+        messages.append(Report(7, status(count), executed, tuple(fills[:count]), 5))
+        messages.append(Report(7, status(count), executed, tuple(fills[: max(count - 1, 0)]), 5))
+    last = Report(7, status(len(fills)), executed, tuple(fills), 5)
+    if end is not None and status(len(fills)) != "FILLED":
+        last = Report(7, end, executed, tuple(fills), 5, why)
+        messages += [last, Update(7, end, executed, 5, None, why), Update(7, end, executed, None, None, why)]
+    return intent, messages, last
+
+
+@UNHURRIED
+@given(
+    parts=_parts,
+    rest=st.integers(0, 3),
+    end=st.sampled_from([None, "CANCELED", "EXPIRED"]),
+    data=st.data(),
+)
+def test_in_whatever_order_and_however_often_messages_come_the_events_are_the_same(
+    parts: list[int], rest: int, end: Status | None, data: st.DataObject
+) -> None:
+    if not parts and not rest:
+        rest = 1
+    intent, messages, last = story(parts, rest, end)
+    noise: list[Answer] = [Unknown("lost"), Throttled(1), NotThere(INTENT.timestamp_ms)]
+
+    def lived(answers: list[Answer], crashes: bool) -> tuple[list[OrderEvent], Order, Books]:
+        order, books, evidence = Order(intent), Books(), Evidence()
+        log: list[OrderEvent] = []
+        for answer in answers:
+            learned = learn(order, answer, books, ETH, MARGIN_MS, evidence)
+            evidence = learned.evidence
+            for event in learned.events:
+                assert not order.ended
+                log.append(event)
+                order = order.follow(event)
+                if isinstance(event, OrderFilled):
+                    books, difference = books.fold(event, ETH)
+                    assert difference is None
+            assert order.ended == (learned.verdict == "ended")
+            if crashes and data.draw(st.integers(0, 4)) == 0:
+                # Only the log is left: the order is folded from it, and what waited is forgotten.
+                evidence, order = Evidence(), Order(intent)
+                for event in log:
+                    order = order.follow(event)
+        return [e for e in log if schema_of(e) != "order_unresolved"], order, books
+
+    expected, ended, books = lived([last], False)
+    heard = data.draw(st.lists(st.sampled_from(messages + noise), max_size=25))
+    log, order, found = lived([*heard, last], True)
+    assert log == expected
+    assert found == books
+    assert (order.ended, order.filled, order.fills) == (ended.ended, ended.filled, ended.fills)
+    assert [e.fill_id for e in log if isinstance(e, OrderFilled)] == list(range(1, len(parts) + 1))
+    assert sum(e.complete for e in log if isinstance(e, OrderFilled)) == (rest == 0)
+
+
+@UNHURRIED
+@given(parts=_parts, rest=st.integers(1, 3), end=st.sampled_from(["CANCELED", "EXPIRED"]), data=st.data())
+def test_the_stream_alone_tells_all_in_any_order(parts: list[int], rest: int, end: Status, data: st.DataObject) -> None:
+    intent, messages, last = story(parts, rest, end)
+    reports = [
+        m for m in messages if isinstance(m, Update) and m.at is not None and (m.fill or m.status in (end, "NEW"))
+    ]
+    order, books, evidence, log = Order(intent), Books(), Evidence(), list[OrderEvent]()
+    for answer in data.draw(st.permutations(reports)):
+        learned = learn(order, answer, books, ETH, MARGIN_MS, evidence)
+        evidence = learned.evidence
+        for event in learned.events:
+            log.append(event)
+            order = order.follow(event)
+            if isinstance(event, OrderFilled):
+                books, _ = books.fold(event, ETH)
+    assert order.ended
+    assert log == list(learn(Order(intent), last, Books(), ETH, MARGIN_MS).events)

@@ -13,9 +13,11 @@ import msgspec
 
 __all__ = [
     "AccountOpened",
+    "Action",
     "Bar",
     "Candle",
     "Command",
+    "Convention",
     "Event",
     "Gap",
     "IdRange",
@@ -27,6 +29,7 @@ __all__ = [
     "OrderFilled",
     "OrderIntended",
     "OrderRejected",
+    "OrderType",
     "OrderUnresolved",
     "RawEvent",
     "Side",
@@ -34,6 +37,7 @@ __all__ = [
     "SignalEvent",
     "SignalSkipped",
     "SignalType",
+    "TimeInForce",
     "Trade",
     "TradingState",
     "TradingStateChanged",
@@ -42,7 +46,12 @@ __all__ = [
 
 Side = Literal["BUY", "SELL"]
 SignalType = Literal["BUY", "SELL", "HOLD"]
+Action = Literal["halt", "reduce_only", "resume", "flatten"]
 TradingState = Literal["ACTIVE", "REDUCE_ONLY", "HALTED"]
+OrderType = Literal["MARKET", "LIMIT", "LIMIT_MAKER", "STOP_LOSS_LIMIT", "TAKE_PROFIT_LIMIT"]
+TimeInForce = Literal["GTC", "IOC", "FOK"]
+Convention = Literal["average", "fifo"]
+"""Which cost leaves with what is sold: the average of all that is held, or that of what was bought first."""
 IdRange = tuple[int, int]
 """First and last trade id of a range, both inclusive."""
 
@@ -191,15 +200,19 @@ class Signal(Event, frozen=True, tag="signal", gc=False):
 
 
 class Command(Event, frozen=True, tag="command", gc=False):
-    """An operator's order to the executor of ``account``, keyed by account."""
+    """An operator's order to the executor of ``account``, keyed by account.
+
+    ``signature`` is empty or see marketflow_common.commands. A halt never expires, whatever ``expires_at`` says.
+    """
 
     id: str
     account: str
-    action: Literal["halt", "reduce_only", "resume", "flatten"]
+    action: Action
     asked_by: str
     issued_at: int
     expires_at: int | None
     signature: str
+    reason: str = ""
 
 
 SignalEvent = Signal | Command
@@ -208,12 +221,16 @@ SignalEvent = Signal | Command
 
 
 class AccountOpened(Event, frozen=True, tag="account_opened", gc=False):
-    """Balances (free plus locked) of the account before its first order: what the books start from."""
+    """Balances (free plus locked) of the account before its first order: what the books start from.
+
+    ``convention`` is how its books tell cost from profit, for as long as the account lives.
+    """
 
     account: str
     mode: str
     balances: dict[str, Decimal]
     opened_at: int
+    convention: Convention = "average"
 
 
 class OrderIntended(Event, frozen=True, tag="order_intended", gc=False):
@@ -221,6 +238,10 @@ class OrderIntended(Event, frozen=True, tag="order_intended", gc=False):
 
     ``timestamp_ms`` and ``recv_window_ms`` are signed into the request, so the exchange itself refuses it once
     ``timestamp_ms + recv_window_ms`` has passed. Exactly one of ``qty`` (base) and ``quote_qty`` is set.
+
+    ``order_type`` is LIMIT for all orders with a price; ``exchange_type`` is the exchange's own word where that says
+    more. Orders with the same ``list_id`` are the legs of one order list (OCO). ``replaces`` is the order that this one
+    takes the place of, cancelled in the same request.
     """
 
     account: str
@@ -238,6 +259,11 @@ class OrderIntended(Event, frozen=True, tag="order_intended", gc=False):
     mode: str
     signal_close: Decimal
     signal_last_trade_id: int
+    exchange_type: OrderType | None = None
+    time_in_force: TimeInForce | None = None
+    stop_price: Decimal | None = None
+    list_id: str = ""
+    replaces: str = ""
 
 
 class OrderAccepted(Event, frozen=True, tag="order_accepted", gc=False):
@@ -257,7 +283,8 @@ class OrderFilled(Event, frozen=True, tag="order_filled", gc=False):
     ``position_qty`` is the base held after the fill and its fee, ``position_cost`` the quote paid for what is
     still held. ``realized_pnl`` is in quote, after this fill's commission where that was taken in quote;
     ``profit_pct`` (percent of the cost of what was sold, four places) is set on closing fills only.
-    ``complete`` marks the last fill of the order.
+    ``complete`` marks the last fill of the order. ``commission_price`` is the worth in quote of one unit of the
+    commission's asset; None where it is not known.
     """
 
     account: str
@@ -278,6 +305,7 @@ class OrderFilled(Event, frozen=True, tag="order_filled", gc=False):
     position_cost: Decimal
     filled_at: int
     complete: bool
+    commission_price: Decimal | None = None
 
 
 class OrderRejected(Event, frozen=True, tag="order_rejected", gc=False):
@@ -322,7 +350,7 @@ class OrderUnresolved(Event, frozen=True, tag="order_unresolved", gc=False):
 
 
 class SignalSkipped(Event, frozen=True, tag="signal_skipped", gc=False):
-    """A BUY or SELL signal that led to no order, and why."""
+    """A BUY or SELL signal that led to no order, and why; ``decided_at`` is the exchange's time."""
 
     account: str
     signal_id: str
@@ -330,16 +358,23 @@ class SignalSkipped(Event, frozen=True, tag="signal_skipped", gc=False):
     signal_type: SignalType
     reason: str
     detail: str
+    signal_close: Decimal | None = None
+    decided_at: int | None = None
 
 
 class TradingStateChanged(Event, frozen=True, tag="trading_state_changed", gc=False):
-    """The account's trading state, keyed by account."""
+    """The account's trading state, keyed by account.
+
+    Where a command has set it, ``command_id`` and ``action`` are the command's; a flatten stands until another command.
+    """
 
     account: str
     state: TradingState
     reason: str
     changed_by: str
     changed_at: int
+    command_id: str = ""
+    action: Literal["", "halt", "reduce_only", "resume", "flatten"] = ""
 
 
 OrderEvent = (

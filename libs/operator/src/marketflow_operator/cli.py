@@ -1,4 +1,4 @@
-"""The command line `marketflow`: demo, up, status, logs, down, audit, doctor.
+"""The command line `marketflow`: demo, up, status, logs, down, audit, command, reconcile, doctor.
 
 Wiring only: reads settings and options, calls the parts, turns their outcome into an exit code. Every error is one
 line that names the thing and the remedy.
@@ -8,31 +8,39 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Final, ParamSpec
+from typing import Annotated, Any, Final, ParamSpec, get_args
 
 import httpx
 import typer
+from marketflow_common import clock
+from marketflow_common.events import AccountOpened, Action
 from marketflow_common.intervals import MINUTE
 from marketflow_common.settings import InvalidSettings, load
 from marketflow_stack.errors import StackError
 from marketflow_stack.stack import StackConfig, open_market, running, start_detached, supervisor
+from marketflow_stack.state import StackState
 from marketflow_stack.supervisor import Event
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from . import commanding
 from . import demo as demonstration
 from . import doctor as examination
+from . import reconcile as reconciliation
 from . import targets as addresses
+from .access import Access
 from .audit.gather import gather
 from .audit.judge import Verdict, judge
 from .audit.topics import CannotRead
@@ -41,7 +49,7 @@ from .klines import show as show_klines
 from .recording import Unreadable, check_market, examine
 from .report import encode, verdict_json
 from .settings import StackSettings, strays
-from .table import show_verdict
+from .table import show_comparison, show_verdict
 
 __all__ = ["app", "main"]
 
@@ -389,7 +397,16 @@ def down(state: State = None) -> int:
     return HOLDS
 
 
-# --- audit, doctor -----------------------------------------------------------------------------------
+# --- audit, command, reconcile, doctor ---------------------------------------------------------------
+
+
+def look_at(state: Path | None, kafka: str | None) -> tuple[tuple[StackState, StackConfig] | None, addresses.Targets]:
+    """The local stack if one runs, and where everything is: there, or where the environment says."""
+    found = running(state_folder(state))
+    places = addresses.of_stack(found[1], found[0]) if found is not None else addresses.of_environment()
+    if kafka is not None:
+        places = replace(places, kafka=places.kafka.model_copy(update={"bootstrap_servers": kafka}))
+    return found, places
 
 
 @app.command(epilog=CODES)
@@ -417,10 +434,7 @@ def audit(
     MARKETFLOW_EXCHANGE_URL and MARKETFLOW_RECORDER_URL name others.
     """
     check_environment()
-    found = running(state_folder(state))
-    places = addresses.of_stack(found[1], found[0]) if found is not None else addresses.of_environment()
-    if kafka is not None:
-        places = replace(places, kafka=places.kafka.model_copy(update={"bootstrap_servers": kafka}))
+    _, places = look_at(state, kafka)
     places = replace(places, exchange=exchange or places.exchange, recorder=recorder or places.recorder)
     check_url("--exchange (MARKETFLOW_EXCHANGE_URL)", places.exchange)
     check_url("--recorder (MARKETFLOW_RECORDER_URL)", places.recorder)
@@ -477,6 +491,88 @@ def code_of(verdict: Verdict) -> int:
     return HOLDS if verdict.ok else WRONG if verdict.failed_beyond_waiting else CANNOT
 
 
+ACTIONS: Final[dict[str, Action]] = {name.replace("_", "-"): name for name in get_args(Action)}
+
+
+@app.command(epilog=CODES)
+@guarded
+def command(
+    action: Annotated[str, typer.Argument(help="halt, reduce-only, resume or flatten.")],
+    account: Annotated[
+        str | None, typer.Option(help="Account of the executor (default: MARKETFLOW_EXECUTOR_ACCOUNT, main).")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why, for those who read of it.")] = "",
+    kafka: Annotated[str | None, typer.Option(help="Broker, host:port.")] = None,
+    as_json: AsJson = False,
+    state: State = None,
+) -> int:
+    """Tell the executor to halt, to sell only, to go on, or to sell all that it holds.
+
+    Writes a record to trading_signals, signed with MARKETFLOW_EXECUTOR_COMMAND_SECRET or the file named by
+    _COMMAND_SECRET_FILE, which the executor must have as well. A halt needs no secret. What the executor makes of it
+    is a trading_state_changed with the command's id in order_events, and a message of the notifier.
+    """
+    if action not in ACTIONS:
+        raise WrongUsage(f"ACTION is {action!r}: it is one of {', '.join(ACTIONS)}")
+    check_environment()
+    access = Access()
+    name = account if account is not None else access.account
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", name):
+        raise WrongUsage(f"--account (MARKETFLOW_EXECUTOR_ACCOUNT) is {name!r}: letters, digits, - and _, at most 32")
+    _, places = look_at(state, kafka)
+    # A halt must not fail for a file that cannot be read: it needs no signature.
+    secret = "" if ACTIONS[action] == "halt" else access.read("command_secret")
+    made = commanding.compose(ACTIONS[action], name, reason, secret, clock.now_us())
+    where = commanding.publish(places.kafka, made)
+    if as_json:
+        out.print(json.dumps({"id": made.id, "account": name, "action": made.action, "where": where}))
+    else:
+        out.print(f"{made.action} of {name} is given: command {made.id} at {where}{'' if secret else ', unsigned'}")
+    return HOLDS
+
+
+@app.command(epilog=CODES)
+@guarded
+def reconcile(
+    account: Annotated[
+        str | None, typer.Option(help="Account of the executor (default: MARKETFLOW_EXECUTOR_ACCOUNT, main).")
+    ] = None,
+    kafka: Annotated[str | None, typer.Option(help="Broker, host:port.")] = None,
+    exchange: Annotated[str | None, typer.Option(help="The exchange's URL.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds in which a difference may pass.", min=0)] = 10.0,
+    as_json: AsJson = False,
+    state: State = None,
+) -> int:
+    """Compare balances, open orders and fills at the exchange with what order_events says of the account.
+
+    The key is the executor's: MARKETFLOW_EXECUTOR_API_KEY, with _API_SECRET or _PRIVATE_KEY_FILE (Ed25519), or their
+    _FILE; it needs no right but to read. Of the local stack's simulator it is known.
+    """
+    check_environment()
+    access = Access()
+    name = account if account is not None else access.account
+    found, places = look_at(state, kafka)
+    url = exchange or (places.exchange if found is not None else access.rest_url or places.exchange)
+    check_url("--exchange (MARKETFLOW_EXECUTOR_REST_URL)", url)
+    key, sign = access.signer(local=found is not None)
+    events = reconciliation.read_events(places.kafka, name)
+    opened = next(event for event in events if isinstance(event, AccountOpened))
+    if opened.mode == "paper":
+        return fail(f"{name} is a paper account: no exchange keeps it, its books are all there is", CANNOT)
+    with closing(reconciliation.Private(url, key, sign)) as private:
+
+        def look() -> reconciliation.Comparison:
+            now = reconciliation.read_events(places.kafka, name)
+            return reconciliation.compare(name, now, private.read(now))
+
+        compared = reconciliation.settle(look, timeout)
+    if as_json:
+        out.print(json.dumps(compared.plain() | {"exchange": url}, indent=1))
+    else:
+        show_comparison(out, compared, url)
+    return HOLDS if compared.ok else WRONG
+
+
 @app.command(epilog=CODES)
 @guarded
 def doctor(as_json: AsJson = False, state: State = None) -> int:
@@ -490,14 +586,9 @@ def doctor(as_json: AsJson = False, state: State = None) -> int:
         out.print(json.dumps({"ok": well, "findings": rows}, indent=1))
         return HOLDS if well else WRONG
     for finding in findings:
-        mark = (
-            ("ok     ", "green")
-            if finding.ok
-            else ("absent ", "yellow")
-            if finding.optional
-            else ("MISSING", "bold red")
-        )
-        out.print(Text.assemble(mark, f" {finding.name}: {finding.found}"))
+        word = "ok" if finding.ok else "absent" if finding.optional else "MISSING"
+        style = {"ok": "green", "absent": "yellow"}.get(word, "bold red")
+        out.print(Text.assemble((f"{word:7}", style), f" {finding.name}: {finding.found}"))
         if finding.remedy:
             out.print(Text(f"        {finding.remedy}", "yellow"))
     return HOLDS if well else WRONG

@@ -14,8 +14,9 @@ from rich.text import Text
 
 from .audit.judge import Verdict
 from .audit.model import Check
+from .reconcile import Comparison
 
-__all__ = ["outcome", "show_summary", "show_verdict"]
+__all__ = ["outcome", "show_comparison", "show_summary", "show_verdict"]
 
 _MARKS = {True: ("ok", "green"), False: ("WRONG", "bold red"), None: ("NOT RUN", "bold yellow")}
 _COLUMNS = 32  # for the other three columns
@@ -106,3 +107,17 @@ def _count(value: object) -> str:
 
 def _ms(value: int | None) -> str:
     return "-" if value is None else f"{value:,} ms"
+
+
+def show_comparison(out: Console, compared: Comparison, exchange: str) -> None:
+    """An account at the exchange beside the fold of its events, and each difference in words."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("asset", exchange, "order_events"):
+        table.add_column(column)
+    for asset, theirs, ours in compared.balances:
+        table.add_row(asset, f"{theirs:f}", Text(f"{ours:f}", "" if theirs == ours else "bold red"))
+    out.print(table)
+    out.print(f"{compared.open_orders} open orders and {compared.fills} fills at the exchange")
+    for line in compared.differences:
+        out.print(Text(line, "bold red"))
+    out.print("The books and the exchange agree." if compared.ok else "They differ.")

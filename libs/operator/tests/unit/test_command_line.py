@@ -47,7 +47,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_help_lists_the_commands_and_documents_the_exit_codes(run: Any) -> None:
     code, text = run("--help")
     assert code == 0
-    for name in ("demo", "up", "status", "logs", "down", "audit", "doctor"):
+    for name in ("demo", "up", "status", "logs", "down", "audit", "command", "reconcile", "doctor"):
         assert re.search(rf"^│ {name} ", text, re.MULTILINE)
     assert "Exit codes: 0 all is well" in " ".join(text.split())
 

@@ -7,10 +7,11 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from marketflow_simulator.amounts import text8
+from marketflow_simulator.amounts import scaled, text8
 from marketflow_simulator.books import Books
 from marketflow_simulator.errors import ApiError
 from marketflow_simulator.faults import Fault, FaultError, Faults
+from marketflow_simulator.filters import FilterError
 from marketflow_simulator.gate import Gate
 from marketflow_simulator.klines import INTERVALS, MINUTE_US, rest_row
 from marketflow_simulator.market import Market
@@ -18,9 +19,29 @@ from marketflow_simulator.params import Params
 from marketflow_simulator.pump import Pump
 from marketflow_simulator.rest import find_symbol, klines_between
 from marketflow_simulator.streams import Hub
+from marketflow_simulator.views import order_json
 
 _MAX_TRADES = 50_000
 _PAGE = 500
+
+
+class _Funds(msgspec.Struct, forbid_unknown_fields=True):
+    asset: str
+    delta: str
+
+
+class _Rules(msgspec.Struct, forbid_unknown_fields=True):
+    symbol: str
+    filters: list[dict[str, Any]] = []
+    remove: list[str] = []
+
+
+class _Outside(msgspec.Struct, forbid_unknown_fields=True):
+    symbol: str
+    order_id: int | None = None
+    client_order_id: str | None = None
+    expire: bool = False
+    rename: str | None = None
 
 
 class Control:
@@ -54,6 +75,9 @@ class Control:
             web.get("/sim/ledger", self.ledger),
             web.get("/sim/trades", self.trades),
             web.get("/sim/klines", self.klines),
+            web.post("/sim/symbols", self.set_filters),
+            web.post("/sim/balance", self.transfer),
+            web.post("/sim/orders/cancel", self.cancel),
             web.get("/sim/faults", self.faults),
             web.post("/sim/faults", self.add_fault),
             web.delete("/sim/faults", self.clear_faults),
@@ -143,6 +167,49 @@ class Control:
         until_us = closed_us if to_us is None else min(-(-to_us // length) * length, closed_us)
         klines = await klines_between(self._market, symbol, interval, first_us, until_us)
         return answer([[*rest_row(kline), kline.first_id, kline.last_id] for kline in klines])
+
+    async def set_filters(self, request: web.Request) -> web.Response:
+        """Change a symbol's filters from now on."""
+        try:
+            wanted = msgspec.json.decode(await request.read(), type=_Rules)
+            symbol = find_symbol(self._market, wanted.symbol)
+            symbol.filters = symbol.filters.changed(wanted.filters, wanted.remove)
+        except ApiError as error:
+            return refuse(error.message)
+        except (msgspec.DecodeError, FilterError) as error:
+            return refuse(f"no such filters: {error}")
+        self._books.keep_filters(symbol.symbol, symbol.filters.shown(), symbol.filters.step)
+        return answer({"symbol": symbol.symbol, "filters": symbol.filters.shown()})
+
+    async def transfer(self, request: web.Request) -> web.Response:
+        """A deposit or withdrawal that no order explains."""
+        try:
+            wanted = msgspec.json.decode(await request.read(), type=_Funds)
+            minus = wanted.delta.startswith("-")
+            units = scaled(wanted.delta.removeprefix("-"))
+            self._books.transfer(wanted.asset, -units if minus else units)
+        except (msgspec.DecodeError, ValueError) as error:
+            return refuse(f"no such transfer: {error}")
+        free, locked = self._books.free[wanted.asset], self._books.locked[wanted.asset]
+        return answer({"asset": wanted.asset, "free": text8(free), "locked": text8(locked)})
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """An open order ends without its owner's program having asked for it."""
+        books = self._books
+        try:
+            wanted = msgspec.json.decode(await request.read(), type=_Outside)
+            order = books.find(wanted.symbol, wanted.order_id, wanted.client_order_id)
+            if order is not None and order.is_open and wanted.expire:
+                books.expire(order)
+            else:
+                order = books.cancel(wanted.symbol, wanted.order_id, wanted.client_order_id, wanted.rename or "outside")
+        except ApiError as error:
+            return refuse(error.message)
+        except msgspec.DecodeError as error:
+            return refuse(f"no such order: {error}")
+        if wanted.rename is not None:
+            books.rename(order, wanted.rename)
+        return answer(order_json(order))
 
     async def faults(self, request: web.Request) -> web.Response:
         return answer(self._faults.listing())

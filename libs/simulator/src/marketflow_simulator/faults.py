@@ -14,9 +14,20 @@ from marketflow_simulator.trades import Trade
 
 TradeKind = Literal["skip", "repeat", "reorder", "time_shift"]
 RequestKind = Literal["rest_error", "late_answer", "rest_away"]
-OrderKind = Literal["order_lost_answer", "order_lost_request"]
+OrderKind = Literal[
+    "order_lost_answer",
+    "order_lost_request",
+    "order_late",
+    "order_429",
+    "reject",
+    "not_found",
+    "partial_fill",
+    "cancel_lost_answer",
+]
 StateKind = Literal["clock_skew"]
-SuddenKind = Literal["disconnect", "stall", "server_shutdown", "rate_limit", "ban"]
+SuddenKind = Literal[
+    "disconnect", "stall", "server_shutdown", "rate_limit", "ban", "user_stream_cut", "user_stream_silent"
+]
 MarketKind = Literal["step_back", "burst", "silence", "lost", "delist", "list"]
 Kind = Literal[TradeKind, RequestKind, OrderKind, StateKind, SuddenKind, MarketKind]
 
@@ -35,11 +46,18 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
     seconds: float = 0.0
     """How long. Of market time for `silence` and `rest_away`, otherwise of the wall clock."""
     status: int = 503
-    """`rest_error`, `rest_away`, `order_lost_answer`: HTTP status of the answer; 0 breaks the connection instead."""
+    """`rest_error`, `rest_away`, `order_lost_answer`, `cancel_lost_answer`, `order_late`: HTTP status of the answer; 0
+    breaks the connection instead."""
     code: int | None = None
-    """`rest_error`: Binance's error code, by default the one that belongs to the status."""
+    """`rest_error`: Binance's error code, by default the one that goes with the status. `reject`: -2010 unless told."""
+    message: str | None = None
+    """`reject`: the error's text, by default a documented one that goes with the code."""
     retry_after: int | None = None
-    """`rest_error`: seconds in Retry-After, by default 1 for 429 and 2 for 418."""
+    """`rest_error`, `order_429`: seconds in Retry-After, by default 1 for 429 and 2 for 418."""
+    parts: int = 2
+    """`partial_fill`: in how many parts an order fills."""
+    expire: bool = False
+    """`partial_fill`: what the first part leaves expires."""
     path: str | None = None
     """`rest_error`, `rest_away`, `late_answer`: only requests whose path ends with this."""
     ms: int = 0
@@ -60,7 +78,17 @@ class FaultError(ValueError):
 _TRADE_KINDS: Final = get_args(TradeKind)
 _SUDDEN_KINDS: Final = get_args(SuddenKind)
 _MARKET_KINDS: Final = get_args(MarketKind)
-_NEED_SECONDS: Final = ("stall", "late_answer", "silence", "rest_away", "rate_limit", "ban")
+_NEED_SECONDS: Final = (
+    "stall",
+    "late_answer",
+    "silence",
+    "rest_away",
+    "rate_limit",
+    "ban",
+    "order_late",
+    "not_found",
+    "user_stream_silent",
+)
 _MAX_SECONDS: Final = {"silence": 86_400, "rest_away": 86_400}
 _MAX_COUNT: Final = {"burst": 100_000, "lost": 100_000}
 
@@ -81,6 +109,8 @@ class Faults:
         self.disconnect: Callable[[], None] = lambda: None
         self.stall: Callable[[float, bool], None] = lambda seconds, pings: None
         self.shutdown: Callable[[float], None] = lambda seconds: None
+        self.cut_user_streams: Callable[[], None] = lambda: None
+        self.silence_user_streams: Callable[[float], None] = lambda seconds: None
         self.throttle: Callable[[int, float], None] = lambda status, seconds: None
         self.change_market: Callable[[Fault], int] = lambda fault: 0
 
@@ -115,6 +145,8 @@ class Faults:
             raise FaultError(f"count is {fault.count}, it takes 2 trades or more to be out of order")
         if fault.kind in ("rest_error", "rest_away") and not 400 <= fault.status <= 599 and fault.status != 0:
             raise FaultError(f"status is {fault.status}, an error is 400 to 599, or 0 for no answer at all")
+        if fault.kind == "partial_fill" and not 2 <= fault.parts <= 1000:
+            raise FaultError(f"parts is {fault.parts}, partial_fill needs 2 to 1000")
         if fault.kind == "time_shift" and fault.ms == 0:
             raise FaultError("ms is 0, time_shift needs to know how far")
         if fault.kind == "step_back" and fault.ms < 0:
@@ -137,6 +169,10 @@ class Faults:
             self.stall(fault.seconds, fault.pings)
         elif fault.kind == "server_shutdown":
             self.shutdown(fault.seconds)
+        elif fault.kind == "user_stream_cut":
+            self.cut_user_streams()
+        elif fault.kind == "user_stream_silent":
+            self.silence_user_streams(fault.seconds)
         else:
             self.throttle(418 if fault.kind == "ban" else 429, fault.seconds)
 

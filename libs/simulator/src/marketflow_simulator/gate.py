@@ -24,14 +24,13 @@ _LONGEST_BAN: Final = 3 * 86_400.0
 
 
 class Call:
-    """One request: its parameters, its raw parts for the signature, and what it costs."""
+    """One request: its parameters, its raw parts for the signature, its API key, and headers for its answer."""
 
-    def __init__(self, request: web.Request, body: str) -> None:
-        self.request = request
-        self.query = request.rel_url.raw_query_string
+    def __init__(self, params: Params, query: str = "", body: str = "", key: str | None = None) -> None:
+        self.params = params
+        self.query = query
         self.body = body
-        self.params = Params(self.query, body)
-        self.weight = 1
+        self.key = key
         self.headers: dict[str, str] = {}
 
 
@@ -62,6 +61,11 @@ class Gate:
         self.requests: dict[str, Counter[str]] = {}
         self._refusal: _Refusal | None = None
         faults.throttle = self.throttle
+
+    def weight_limit(self) -> dict[str, Any]:
+        """The limit as exchangeInfo shows it."""
+        limit = self._limit or 6000
+        return {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": limit}
 
     def throttle(self, status: int, seconds: float) -> None:
         """Refuse all requests for that long with 429 or 418, and whoever asks on in spite of it for longer."""
@@ -105,27 +109,9 @@ class Gate:
         """A handler for aiohttp that answers as Binance would."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            endpoint = f"{request.method} {request.path}"
-            call = Call(request, (await request.read()).decode("utf-8", "replace"))
-            status, payload = 200, None
-            try:
-                self._be_away(request)
-                self._refuse()
-                self._spend(weight if isinstance(weight, int) else weight(call.params))
-                late = self._faults.take("late_answer", path=request.path)
-                await self._error_on_demand(request)
-                payload = await handler(call)
-                if isinstance(payload, Answer):
-                    status, payload = payload.status, payload.payload
-                if late is not None:
-                    await asyncio.sleep(late.seconds)
-            except ApiError as error:
-                status, payload = error.status, {"code": error.code, "msg": error.message}
-                if error.retry_after is not None:
-                    call.headers["Retry-After"] = str(error.retry_after)
-                if status >= 429 or status == 418:
-                    log("refused", level="warning", endpoint=endpoint, status=status, code=error.code)
-            self.requests.setdefault(endpoint, Counter())[str(status or "closed")] += 1
+            query, body = request.rel_url.raw_query_string, (await request.read()).decode("utf-8", "replace")
+            call = Call(Params(query, body), query, body, request.headers.get("X-MBX-APIKEY"))
+            status, payload = await self.answer(f"{request.method} {request.path}", request.path, call, handler, weight)
             if status == 0:
                 return _close(request)
             call.headers["X-MBX-USED-WEIGHT"] = call.headers["X-MBX-USED-WEIGHT-1M"] = str(self.used_weight)
@@ -138,13 +124,41 @@ class Gate:
 
         return handle
 
-    def _be_away(self, request: web.Request) -> None:
-        fault = self._faults.away(request.path)
+    async def answer(
+        self, endpoint: str, path: str, call: Call, handler: Handler, weight: int | Callable[[Params], int]
+    ) -> tuple[int, Any]:
+        """Status and payload of the answer to one request; status 0 means that there is none, and the connection ends.
+
+        `endpoint` is its name in the ledger's counts, `path` what faults go by.
+        """
+        status, payload = 200, None
+        try:
+            self._be_away(path)
+            self._refuse()
+            self._spend(weight if isinstance(weight, int) else weight(call.params))
+            late = self._faults.take("late_answer", path=path)
+            self._error_on_demand(path)
+            payload = await handler(call)
+            if isinstance(payload, Answer):
+                status, payload = payload.status, payload.payload
+            if late is not None:
+                await asyncio.sleep(late.seconds)
+        except ApiError as error:
+            status, payload = error.status, {"code": error.code, "msg": error.message}
+            if error.retry_after is not None:
+                call.headers["Retry-After"] = str(error.retry_after)
+            if status >= 429 or status == 418:
+                log("refused", level="warning", endpoint=endpoint, status=status, code=error.code)
+        self.requests.setdefault(endpoint, Counter())[str(status or "closed")] += 1
+        return status, payload
+
+    def _be_away(self, path: str) -> None:
+        fault = self._faults.away(path)
         if fault is not None:
             raise ApiError(*for_status(fault.status, fault.code), fault.status)
 
-    async def _error_on_demand(self, request: web.Request) -> None:
-        fault = self._faults.take("rest_error", path=request.path)
+    def _error_on_demand(self, path: str) -> None:
+        fault = self._faults.take("rest_error", path=path)
         if fault is None:
             return
         code, message = for_status(fault.status, fault.code)

@@ -1,16 +1,17 @@
 """The state folder: a journal of the books, and the point from which market time goes on after a restart.
 
-A line of the journal is one whole step of the books, written before its answer leaves. A last line
-that a crash cut short never had an answer, and is dropped.
+A line of the journal is one whole step of the books (a change, or a list of them), written before its answer leaves.
+A last line that a crash cut short never had an answer, and is dropped.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final
 
 import msgspec
 
-from marketflow_simulator.books import Change
 from marketflow_simulator.logs import log
+from marketflow_simulator.records import Change
 
 _BOOKS: Final = "books.jsonl"
 _CLOCK: Final = "market.json"
@@ -99,16 +100,19 @@ class Journal:
                 file.truncate(whole)
         for number, line in enumerate(lines[:-1], 1):
             try:
-                changes.append(msgspec.json.decode(line, type=Change))
+                if line.startswith(b"["):
+                    changes += msgspec.json.decode(line, type=list[Change])
+                else:
+                    changes.append(msgspec.json.decode(line, type=Change))
             except msgspec.DecodeError as error:
                 raise StateError(f"{path} line {number}: {error}; remove the folder to start anew") from error
         return changes
 
-    def record(self, change: Change) -> None:
-        """Write one step of the books."""
+    def record(self, changes: Sequence[Change]) -> None:
+        """Write one step of the books, all of it or nothing."""
         if self._file is None:
             raise StateError(f"the journal in {self._folder} is not open")
-        self._file.write(msgspec.json.encode(change) + b"\n")
+        self._file.write(msgspec.json.encode(changes[0] if len(changes) == 1 else changes) + b"\n")
 
     def set_clock(self, started: bool, market_us: int, wall_ns: int, speed: float) -> None:
         """Replace the point from which market time goes on."""

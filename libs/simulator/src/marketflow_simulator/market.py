@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import msgspec
 
 from marketflow_simulator.klines import INTERVALS, MINUTE_US, Kline, extend, flat, fold, merge
-from marketflow_simulator.symbols import AVG_PRICE_MINS, SymbolSpec
+from marketflow_simulator.symbols import AVG_PRICE_MINS, SymbolSpec, default_filters
 from marketflow_simulator.trades import Tape, Trade
 
 MARK_US: Final = 2_000_000
@@ -34,6 +34,8 @@ class SymbolMarket:
 
     def __init__(self, spec: SymbolSpec, tape: Tape, start_us: int) -> None:
         self.spec = spec
+        self.filters = default_filters(spec)
+        """What new orders have to obey; a test may set others."""
         self.symbol = spec.symbol
         self.stream = spec.symbol.lower()
         self.tape = tape
@@ -264,13 +266,13 @@ class Market:
         minutes = (self.minute(symbol, at) for at in range(first_us, until_us, MINUTE_US))
         return merge((minute for minute in minutes if minute is not None), open_us, open_us + length)
 
-    def average_price(self, symbol: SymbolMarket) -> int | None:
-        """Volume-weighted price of the last minutes (AVG_PRICE_MINS), or the last price if none traded."""
+    def average_price(self, symbol: SymbolMarket, minutes: int = AVG_PRICE_MINS) -> int | None:
+        """Volume-weighted price of the last minutes, or the last price if none traded."""
         if symbol.last is None:
             return None
         now = self.closed_us
         total = flat(0, 0, symbol.last.price)
-        for at in range(now - (AVG_PRICE_MINS - 1) * MINUTE_US, now + 1, MINUTE_US):
+        for at in range(now - (minutes - 1) * MINUTE_US, now + 1, MINUTE_US):
             part = self.minute(symbol, at)
             if part is not None:
                 extend(total, part)

@@ -23,6 +23,13 @@ class Params:
                 values[name] = value
         self._values: Mapping[str, str] = values
 
+    @classmethod
+    def of(cls, values: Mapping[str, str]) -> "Params":
+        """Parameters that came by another way than a query string."""
+        params = cls("", "")
+        params._values = values
+        return params
+
     def text(self, name: str) -> str | None:
         """The value, or None if it was not sent; an empty one is an error."""
         value = self._values.get(name)

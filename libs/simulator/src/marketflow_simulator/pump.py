@@ -68,9 +68,10 @@ class Pump:
                     wait = 0.0
             await asyncio.sleep(0 if behind else min(max(wait, _TICK_SECONDS), _IDLE_SECONDS))
 
-    async def ping(self) -> None:
-        """Keep the connections alive, and flush what a stall held back."""
+    async def ping(self, others: Callable[[float], None]) -> None:
+        """Keep the connections alive, those of `others` too, and flush what a stall held back."""
         while True:
             await asyncio.sleep(0.05)
             self._hub.ping(time.monotonic())
+            others(time.monotonic())
             self._hub.flush()

@@ -12,6 +12,7 @@ from marketflow_simulator.errors import ApiError, missing
 from marketflow_simulator.faults import Faults
 from marketflow_simulator.gate import Call, Gate
 from marketflow_simulator.klines import INTERVALS, MINUTE_US, Kline, rest_row
+from marketflow_simulator.limits import OrderCount
 from marketflow_simulator.market import Market, SymbolMarket
 from marketflow_simulator.params import Params
 from marketflow_simulator.symbols import AVG_PRICE_MINS, symbol_info
@@ -56,11 +57,11 @@ async def klines_between(
 class PublicApi:
     """Handlers of the endpoints that need no key."""
 
-    def __init__(self, market: Market, faults: Faults, gate: Gate, weight_limit: int) -> None:
+    def __init__(self, market: Market, faults: Faults, gate: Gate, counts: OrderCount) -> None:
         self._market = market
         self._faults = faults
         self._gate = gate
-        self._weight_limit = weight_limit
+        self._counts = counts
 
     def routes(self) -> list[web.RouteDef]:
         wrap = self._gate.wrap
@@ -96,14 +97,12 @@ class PublicApi:
             names = [find_symbol(self._market, wanted).symbol]
         elif many is not None:
             names = [find_symbol(self._market, n.strip('" ')).symbol for n in many.strip("[]").split(",")]
-        limit = self._weight_limit or 6000
         return {
             "timezone": "UTC",
             "serverTime": self.now_ms(),
             "rateLimits": [
-                {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": limit},
-                {"rateLimitType": "ORDERS", "interval": "SECOND", "intervalNum": 10, "limit": 100},
-                {"rateLimitType": "ORDERS", "interval": "DAY", "intervalNum": 1, "limit": 200000},
+                self._gate.weight_limit(),
+                *self._counts.limits(),
                 {"rateLimitType": "RAW_REQUESTS", "interval": "MINUTE", "intervalNum": 5, "limit": 61000},
             ],
             "exchangeFilters": [],
@@ -112,7 +111,7 @@ class PublicApi:
 
     def _info(self, name: str) -> dict[str, Any]:
         symbol = self._market.symbols[name]
-        return symbol_info(symbol.spec, symbol.trades_at(self._market.time_us))
+        return symbol_info(symbol.spec, symbol.trades_at(self._market.time_us), symbol.filters)
 
     async def trades(self, call: Call) -> Any:
         symbol = find_symbol(self._market, call.params.required("symbol"))

@@ -7,12 +7,14 @@ ever streamed twice, and what a crash left unstreamed of that minute is there fo
 
 import time
 
-from marketflow_simulator.books import Books, Change
+from marketflow_simulator.books import Books
+from marketflow_simulator.filters import Filters
 from marketflow_simulator.journal import Clock, Journal
 from marketflow_simulator.klines import MINUTE_US
 from marketflow_simulator.logs import log
 from marketflow_simulator.market import FOREVER_US, Market
 from marketflow_simulator.pump import Pump
+from marketflow_simulator.records import Change
 from marketflow_simulator.streams import Hub
 
 
@@ -34,6 +36,9 @@ class Resume:
             self._journal.set_clock(False, self._market.time_us, time.time_ns(), 0.0)
             return
         books.restore(changes)
+        for name, entries in books.filters.items():
+            filters = self._market.symbols[name].filters = Filters(entries)
+            books.steps[name] = filters.step
         if not clock.started:
             return
         # Up to here trades have happened, that included; at a speed of 0 none of that very moment has.

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from marketflow_simulator.klines import MINUTE_US
+from marketflow_simulator.records import FillRule
 from marketflow_simulator.symbols import spec_of
 
 PREFIX: Final = "MARKETFLOW_SIMULATOR_"
@@ -50,8 +51,21 @@ class Settings(BaseSettings):
         {"USDT": Decimal(100000)}, description="what the account holds at first: USDT:100000,BTC:0.5"
     )
     fee_rate: Decimal = Field(Decimal("0.001"), ge=0, lt=1, description="commission, a share of what a fill receives")
+    bnb_discount: Decimal = Field(
+        Decimal(0), ge=0, lt=1, description="above 0: commission is paid in BNB, if there is enough, less this share"
+    )
+    fill: FillRule = Field(
+        "last_trade",
+        description="what a market order fills at: last_trade, next_trade (the first one after it), or after_id (the "
+        "first one whose id is above its strategyId)",
+    )
+    ed25519_api_key: str = Field("simulator-ed25519", min_length=1, description="API key of the Ed25519 key pair")
+    ed25519_public_key: str = Field(
+        "", description="public key that goes with it, in PEM or a file with it; empty: that API key is unknown"
+    )
     state: Path | None = Field(None, description="folder that keeps books and market time; empty: in memory")
     weight_limit: int = Field(6000, ge=0, description="request weight per minute before 429; 0: no limit")
+    order_limit: int = Field(100, ge=0, description="unfilled orders per ten seconds before 429; 0: no limit")
 
     @field_validator("replay", "state", mode="before")
     @classmethod
@@ -115,7 +129,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{asset}:{amount} has to be 0 or more, with at most eight decimals")
         return value
 
-    @field_validator("fee_rate")
+    @field_validator("fee_rate", "bnb_discount")
     @classmethod
     def _whole_fee(cls, value: Decimal) -> Decimal:
         if value != round(value, 8):

@@ -4,11 +4,13 @@ Sizes of well-known symbols are Binance's own; others are derived from their nam
 """
 
 import hashlib
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 
 from marketflow_simulator.amounts import SCALE, scaled, text8
+from marketflow_simulator.filters import Filters
+from marketflow_simulator.records import OrderType
 
 QUOTES: Final = ("USDT", "USDC", "FDUSD", "TUSD", "BTC", "ETH", "BNB", "EUR", "TRY", "BRL", "USD")
 
@@ -91,6 +93,9 @@ def _power_of_ten_in(units: int) -> int:
 
 
 MAX_NUM_ORDERS: Final = 200
+MAX_NUM_ALGO_ORDERS: Final = 5
+MAX_NUM_ORDER_LISTS: Final = 20
+STP_MODES: Final = ("NONE", "EXPIRE_TAKER", "EXPIRE_MAKER", "EXPIRE_BOTH")
 MIN_NOTIONAL: Final = 5 * SCALE
 MAX_NOTIONAL: Final = 9_000_000 * SCALE
 AVG_PRICE_MINS: Final = 5
@@ -115,45 +120,54 @@ def max_market_qty(spec: SymbolSpec) -> int:
     return max_qty(spec) // 10
 
 
-def symbol_info(spec: SymbolSpec, trading: bool) -> dict[str, Any]:
+def default_filters(spec: SymbolSpec) -> Filters:
+    """The filters with which a symbol begins; a test may set others."""
+    return Filters(
+        [
+            {
+                "filterType": "PRICE_FILTER",
+                "minPrice": text8(spec.tick),
+                "maxPrice": text8(max_price(spec)),
+                "tickSize": text8(spec.tick),
+            },
+            {
+                "filterType": "PERCENT_PRICE_BY_SIDE",
+                "bidMultiplierUp": BID_MULTIPLIER_UP,
+                "bidMultiplierDown": BID_MULTIPLIER_DOWN,
+                "askMultiplierUp": ASK_MULTIPLIER_UP,
+                "askMultiplierDown": ASK_MULTIPLIER_DOWN,
+                "avgPriceMins": AVG_PRICE_MINS,
+            },
+            {
+                "filterType": "LOT_SIZE",
+                "minQty": text8(spec.step),
+                "maxQty": text8(max_qty(spec)),
+                "stepSize": text8(spec.step),
+            },
+            {
+                "filterType": "MARKET_LOT_SIZE",
+                "minQty": text8(0),
+                "maxQty": text8(max_market_qty(spec)),
+                "stepSize": text8(0),
+            },
+            {
+                "filterType": "NOTIONAL",
+                "minNotional": text8(MIN_NOTIONAL),
+                "applyMinToMarket": True,
+                "maxNotional": text8(MAX_NOTIONAL),
+                "applyMaxToMarket": False,
+                "avgPriceMins": AVG_PRICE_MINS,
+            },
+            {"filterType": "ICEBERG_PARTS", "limit": 10},
+            {"filterType": "MAX_NUM_ORDERS", "maxNumOrders": MAX_NUM_ORDERS},
+            {"filterType": "MAX_NUM_ALGO_ORDERS", "maxNumAlgoOrders": MAX_NUM_ALGO_ORDERS},
+            {"filterType": "MAX_NUM_ORDER_LISTS", "maxNumOrderLists": MAX_NUM_ORDER_LISTS},
+        ]
+    )
+
+
+def symbol_info(spec: SymbolSpec, trading: bool, filters: Filters) -> dict[str, Any]:
     """The symbol's entry in exchangeInfo, as documented."""
-    filters: list[dict[str, Any]] = [
-        {
-            "filterType": "PRICE_FILTER",
-            "minPrice": text8(spec.tick),
-            "maxPrice": text8(max_price(spec)),
-            "tickSize": text8(spec.tick),
-        },
-        {
-            "filterType": "LOT_SIZE",
-            "minQty": text8(spec.step),
-            "maxQty": text8(max_qty(spec)),
-            "stepSize": text8(spec.step),
-        },
-        {
-            "filterType": "MARKET_LOT_SIZE",
-            "minQty": text8(0),
-            "maxQty": text8(max_market_qty(spec)),
-            "stepSize": text8(0),
-        },
-        {
-            "filterType": "PERCENT_PRICE_BY_SIDE",
-            "bidMultiplierUp": BID_MULTIPLIER_UP,
-            "bidMultiplierDown": BID_MULTIPLIER_DOWN,
-            "askMultiplierUp": ASK_MULTIPLIER_UP,
-            "askMultiplierDown": ASK_MULTIPLIER_DOWN,
-            "avgPriceMins": AVG_PRICE_MINS,
-        },
-        {
-            "filterType": "NOTIONAL",
-            "minNotional": text8(MIN_NOTIONAL),
-            "applyMinToMarket": True,
-            "maxNotional": text8(MAX_NOTIONAL),
-            "applyMaxToMarket": False,
-            "avgPriceMins": AVG_PRICE_MINS,
-        },
-        {"filterType": "MAX_NUM_ORDERS", "maxNumOrders": MAX_NUM_ORDERS},
-    ]
     return {
         "symbol": spec.symbol,
         "status": "TRADING" if trading else "BREAK",
@@ -164,21 +178,21 @@ def symbol_info(spec: SymbolSpec, trading: bool) -> dict[str, Any]:
         "quoteAssetPrecision": 8,
         "baseCommissionPrecision": 8,
         "quoteCommissionPrecision": 8,
-        "orderTypes": ["LIMIT", "LIMIT_MAKER", "MARKET"],
+        "orderTypes": list(get_args(OrderType)),
         "icebergAllowed": False,
-        "ocoAllowed": False,
+        "ocoAllowed": True,
         "otoAllowed": False,
         "opoAllowed": False,
         "quoteOrderQtyMarketAllowed": True,
         "allowTrailingStop": False,
-        "cancelReplaceAllowed": False,
+        "cancelReplaceAllowed": True,
         "amendAllowed": False,
         "pegInstructionsAllowed": False,
         "isSpotTradingAllowed": True,
         "isMarginTradingAllowed": False,
-        "filters": filters,
+        "filters": filters.shown(),
         "permissions": [],
         "permissionSets": [["SPOT"]],
         "defaultSelfTradePreventionMode": "NONE",
-        "allowedSelfTradePreventionModes": ["NONE"],
+        "allowedSelfTradePreventionModes": list(STP_MODES),
     }

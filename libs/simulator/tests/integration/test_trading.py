@@ -66,7 +66,7 @@ async def test_own_fills_do_not_show_in_the_public_trades(start: Start, client: 
         await one.create_order(symbol="BTCUSDT", side="BUY", type="MARKET", quantity="0.01")
     await sim.ended()
     other = await start(symbols="BTCUSDT", speed="max", minutes=1)
-    async with connect(f"{other.ws}/ws/btcusdt@trade"):
+    async with connect(f"{other.ws}/ws/btcusdt@trade", max_queue=None):
         await other.ended()
     assert await sim.get("/sim/trades", symbol="BTCUSDT") == await other.get("/sim/trades", symbol="BTCUSDT")
 
@@ -78,7 +78,7 @@ async def test_a_resting_order_fills_when_a_public_trade_reaches_its_price(start
     price = str((last * Decimal("0.9995")).quantize(Decimal("0.01")))
     order = await one.create_order(symbol="ETHUSDT", side="BUY", type="LIMIT_MAKER", quantity="0.5", price=price)
     assert "status" not in order, "LIMIT_MAKER answers ACK unless asked for more"
-    async with connect(f"{sim.ws}/ws/ethusdt@kline_1m"):
+    async with connect(f"{sim.ws}/ws/ethusdt@kline_1m", max_queue=None):
         await sim.post("/sim/market/start")
         await sim.ended()
     filled = await one.get_order(symbol="ETHUSDT", orderId=order["orderId"])
@@ -94,7 +94,7 @@ async def test_at_the_end_of_a_recording_orders_still_fill_at_the_last_price(
     start: Start, client: Client, capture: Path
 ) -> None:
     sim = await start(replay=capture, speed="max")
-    async with connect(f"{sim.ws}/ws/ethusdt@trade"):
+    async with connect(f"{sim.ws}/ws/ethusdt@trade", max_queue=None):
         await sim.ended()
         one = client(sim)
         last = (await one.get_recent_trades(symbol="ETHUSDT", limit=1))[0]

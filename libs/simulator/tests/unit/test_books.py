@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from marketflow_simulator.amounts import SCALE, scaled, text8
-from marketflow_simulator.books import Books, Change, Order, OrderRequest, Side
+from marketflow_simulator.books import Books
 from marketflow_simulator.errors import ApiError
 from marketflow_simulator.market import SymbolMarket
+from marketflow_simulator.records import Change, Order, OrderRequest, Side
 from marketflow_simulator.symbols import spec_of
 from marketflow_simulator.synthetic import SyntheticTape
 from marketflow_simulator.trades import Trade
@@ -26,7 +27,7 @@ class Table:
         self.changes: list[Change] = []
         held = {"USDT": "10000"} if balances is None else balances
         self.initial = {asset: scaled(amount) for asset, amount in held.items()}
-        self.books = Books([SPEC], self.initial, scaled("0.001"), lambda: 17, lambda: 23, self.changes.append)
+        self.books = Books([SPEC], self.initial, scaled("0.001"), lambda: 17, lambda: 23, self.changes.extend)
         self._ids = count(1)
         self.price("2000")
 

@@ -5,21 +5,27 @@ from urllib.parse import urlencode
 
 import pytest
 from marketflow_simulator.amounts import scaled
-from marketflow_simulator.books import OrderRequest
 from marketflow_simulator.errors import ApiError
+from marketflow_simulator.filters import Around
 from marketflow_simulator.orders import check_filters, read_order
 from marketflow_simulator.params import Params
-from marketflow_simulator.private import signature
-from marketflow_simulator.symbols import MAX_NUM_ORDERS, spec_of, spec_of_trades, symbol_info
+from marketflow_simulator.records import Order, OrderRequest
+from marketflow_simulator.security import signature
+from marketflow_simulator.symbols import MAX_NUM_ORDERS, default_filters, spec_of, spec_of_trades
 
 BTC = spec_of("BTCUSDT")
 PRICE = scaled("42000")
+FILTERS = default_filters(BTC)
 
 
 def order(**parameters: Any) -> OrderRequest:
     """Read and check an order at a market price of 42,000."""
     request, _ = read_order(Params(urlencode({"symbol": "BTCUSDT", **parameters}), ""), BTC)
-    return check_filters(request, BTC, PRICE, PRICE, 0)
+    return check_filters(request, FILTERS, around())
+
+
+def around(**known: Any) -> Around:
+    return Around(**{"last": PRICE, "average": lambda minutes: PRICE, **known})
 
 
 def market(**parameters: Any) -> OrderRequest:
@@ -49,7 +55,9 @@ def test_a_quote_quantity_becomes_whole_steps_at_the_last_price() -> None:
     [
         ({"side": "HOLD", "quantity": "1"}, -1117, "Invalid side."),
         ({"type": "FOO", "quantity": "1"}, -1116, "Invalid orderType."),
-        ({"type": "STOP_LOSS", "quantity": "1"}, -2010, "Stop loss orders are not supported for this symbol."),
+        ({"type": "STOP_LOSS", "quantity": "1"}, -1102, "Param 'stopPrice' or 'trailingDelta' must be sent"),
+        ({"type": "STOP_LOSS", "quantity": "1", "stopPrice": "9", "price": "9"}, -1106, "Parameter 'price' sent when"),
+        ({"type": "TAKE_PROFIT_LIMIT", "quantity": "1", "stopPrice": "9"}, -1102, "'timeInForce' was not sent"),
         ({}, -1102, "Param 'quantity' or 'quoteOrderQty' must be sent, but both were empty/null!"),
         ({"quantity": "1", "quoteOrderQty": "1"}, -1128, "Combination of optional parameters invalid."),
         ({"quantity": "1", "price": "1"}, -1106, "Parameter 'price' sent when not required."),
@@ -67,7 +75,12 @@ def test_a_quote_quantity_becomes_whole_steps_at_the_last_price() -> None:
         ({"quoteOrderQty": "4.99"}, -1013, "Filter failure: NOTIONAL"),
         ({"quantity": "1", "newClientOrderId": "a b"}, -1100, "parameter 'newClientOrderId'"),
         ({"quantity": "1", "newClientOrderId": "a" * 37}, -1100, "parameter 'newClientOrderId'"),
-        ({"quantity": "1", "stopPrice": "1"}, -1104, "Not all sent parameters were read; read '4'"),
+        ({"quantity": "1", "stopPrice": "1"}, -1106, "Parameter 'stopPrice' sent when not required."),
+        ({"quantity": "1", "colour": "1"}, -1104, "Not all sent parameters were read; read '4'"),
+        ({"quantity": "1", "trailingDelta": "1"}, -2010, "Trailing stop orders are not supported"),
+        ({"quantity": "1", "pegPriceType": "MARKET_PEG"}, -2010, "Pegged orders are not supported"),
+        ({"quantity": "1", "selfTradePreventionMode": "MAYBE"}, -1130, "'selfTradePreventionMode' is not valid"),
+        ({"quantity": "1", "strategyType": "5"}, -1134, "strategyType was less than 1000000"),
         ({"quantity": "1", "icebergQty": "1"}, -2010, "Iceberg orders are not supported"),
     ],
 )
@@ -113,24 +126,10 @@ def test_the_edges_of_the_filters_are_inside() -> None:
 
 def test_only_so_many_orders_may_rest_on_a_symbol() -> None:
     request = limit()
-    check_filters(request, BTC, PRICE, PRICE, MAX_NUM_ORDERS - 1)
+    resting = [Order(1, "a", "BTCUSDT", "BUY", "LIMIT", "GTC", 1, 1, 0, "NEW", 0, 0, 0)] * MAX_NUM_ORDERS
+    check_filters(request, FILTERS, around(resting=resting[1:]))
     with pytest.raises(ApiError, match="MAX_NUM_ORDERS"):
-        check_filters(request, BTC, PRICE, PRICE, MAX_NUM_ORDERS)
-
-
-def test_exchange_info_names_the_filters_that_are_checked() -> None:
-    filters = {entry["filterType"]: entry for entry in symbol_info(BTC, True)["filters"]}
-    assert list(filters) == [
-        "PRICE_FILTER",
-        "LOT_SIZE",
-        "MARKET_LOT_SIZE",
-        "PERCENT_PRICE_BY_SIDE",
-        "NOTIONAL",
-        "MAX_NUM_ORDERS",
-    ]
-    assert filters["PRICE_FILTER"]["tickSize"] == "0.01000000"
-    assert filters["LOT_SIZE"]["stepSize"] == "0.00001000"
-    assert filters["MARKET_LOT_SIZE"]["stepSize"] == "0.00000000"
+        check_filters(request, FILTERS, around(resting=resting))
 
 
 def test_a_recording_of_an_unknown_symbol_shows_its_own_tick_and_step() -> None:

@@ -40,6 +40,7 @@ __all__ = [
     "is_fenced",
     "is_record",
     "partition_count",
+    "plain_producer",
     "position",
     "producer",
     "read_range",
@@ -183,6 +184,19 @@ def producer(kafka: KafkaSettings, transactional_id: str) -> Producer:
             "linger.ms": 0,
             "retry.backoff.ms": 1,
             "retry.backoff.max.ms": 10,
+            "error_cb": _quiet(),
+        }
+    )
+
+
+def plain_producer(kafka: KafkaSettings) -> Producer:
+    """A producer without transactions, for the rare record that stands for itself."""
+    return Producer(
+        _security(kafka)
+        | {
+            "enable.idempotence": True,
+            "acks": "all",
+            "delivery.timeout.ms": kafka.transaction_timeout_ms,
             "error_cb": _quiet(),
         }
     )

@@ -14,6 +14,7 @@ from typing import Any, Final
 from marketflow_common.events import (
     AccountOpened,
     Candle,
+    Command,
     OrderAccepted,
     OrderCanceled,
     OrderExpired,
@@ -187,7 +188,11 @@ def signals_answered(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> Chec
         answered += not problem
         if problem:
             offenders.append(f"{name}: {problem}")
+    ordered = {command.id for _, command in evidence.of(Command)}
     for number in (attempts.keys() | skipped.keys()) - signals.keys():
+        kind, _, rest = number.partition(":")
+        if kind == "command" and rest.rpartition(":")[0] in ordered:
+            continue  # sold by a flatten
         places = [str(order.intents[0][0]) for _, order in attempts.get(number, ())] + list(map(str, skipped[number]))
         offenders.append(f"{', '.join(places)} answers signal {number}, which does not exist")
     return verdict("signals_answered", due, answered, offenders)
@@ -255,7 +260,7 @@ def _order_problem(order: Order, theirs: Sequence[ExchangeOrder]) -> str:
     for name, mine, his in (
         ("symbol", intent.symbol, entry.symbol),
         ("side", intent.side, entry.side),
-        ("type", intent.order_type, entry.order_type),
+        ("type", intent.exchange_type or intent.order_type, entry.order_type),
         ("executed qty", sum((fill.qty for _, fill in order.fills), Decimal(0)), entry.executed_qty),
     ):
         if mine != his:
@@ -395,6 +400,7 @@ def equity_error(evidence: Evidence, exchange: Exchange) -> Decimal:
 def positions_and_pnl(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> Check:
     """Position, cost, realized PnL and profit stated with every fill are the audit's own fold, to the last digit."""
     positions: dict[tuple[str, str], Position] = {}
+    conventions = {event.account: event.convention for _, event in evidence.of(AccountOpened)}
     offenders, total, equal = [], 0, 0
     for seen, fill in evidence.of(OrderFilled):
         total += 1
@@ -402,7 +408,9 @@ def positions_and_pnl(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> Che
             offenders.append(f"{seen.where}: {fill.symbol} is no symbol of the exchange")
             continue
         key = (fill.account, fill.symbol)
-        fold = fold_position(positions.get(key, Position()), fill, *exchange.assets[fill.symbol])
+        base, quote = exchange.assets[fill.symbol]
+        convention = conventions.get(fill.account, "average")
+        fold = fold_position(positions.get(key, Position()), fill, base, quote, convention)
         positions[key] = fold.position
         wrong = [
             f"{name} {mine} instead of {own}"

@@ -1,0 +1,86 @@
+"""Reads the account's commands from trading_signals, ahead of the signals and of whatever is still being published.
+
+Must never say that all commands are read while one that was there at the time of asking is not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from marketflow_common import logs, topics
+from marketflow_common.events import Command
+from marketflow_common.kafka import client
+from marketflow_common.kafka.client import FatalKafkaError, PositionLost
+from marketflow_common.settings import KafkaSettings
+
+__all__ = ["CommandReader"]
+
+_log = logs.get("commands")
+PATIENCE_S: Final = 10.0
+
+
+class CommandReader:
+    """The commands of one account, from the committed position of its signals on."""
+
+    def __init__(self, kafka: KafkaSettings, group: str, account: str, partitions: int) -> None:
+        """``group`` is the one that signals are read by: what lies before its position was seen by a former term."""
+        self._account, self._topic = account, kafka.topic(topics.TRADING_SIGNALS)
+        self._partition = topics.partition_of(account, partitions)
+        # Uncommitted: a transaction of the strategy that stays open must hold up no halt. Commands are published
+        # outside of transactions, so that none of them can be taken back.
+        settings = {"isolation.level": "read_uncommitted", "enable.partition.eof": True}
+        self._consumer = client.consumer(kafka, group, **settings)
+        try:
+            start = client.committed(self._consumer, self._topic, self._partition).offset
+            if start < 0:
+                start, _ = client.watermarks(self._consumer, self._topic, self._partition)
+            self._next = start
+            self._consumer.assign([TopicPartition(self._topic, self._partition, start)])
+        except BaseException:
+            self._consumer.close()
+            raise
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._consumer.close()
+
+    def arrived(self) -> list[Command]:
+        """Commands that have come in, without asking the broker."""
+        return self._take(0)
+
+    def to_end(self, alive: Callable[[], None]) -> list[Command]:
+        """All commands that the broker has by now. Raises KafkaException if it does not give them."""
+        _, end = client.watermarks(self._consumer, self._topic, self._partition)
+        found, deadline = self._take(0), time.monotonic() + PATIENCE_S
+        while self._next < end:
+            alive()
+            found += self._take(0.05)
+            if time.monotonic() > deadline:
+                said = (
+                    f"{self._topic}/{self._partition} has records up to {end}, but gave none after {self._next} for "
+                    f"{PATIENCE_S:g} s: no order is sent while a halt may be among them"
+                )
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, said))
+        return found
+
+    def _take(self, timeout: float) -> list[Command]:
+        good: list[Message] = []
+        for message in self._consumer.consume(500, timeout):
+            error, offset = message.error(), message.offset()
+            if error is None and offset is not None:
+                good.append(message)
+                self._next = offset + 1
+            elif error is None or error.code() == KafkaError._PARTITION_EOF:
+                # The end may lie behind the last record: what ends a transaction takes an offset, too.
+                self._next = max(self._next, offset or 0)
+            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+                raise PositionLost(f"{error.str()}; nothing was reset")
+            elif error.fatal():
+                raise FatalKafkaError(error.str())
+            else:
+                _log.warning("consume_error", detail=error.str())
+        events = [record.event for record in client.records_of(good, topics.TRADING_SIGNALS)]
+        return [event for event in events if isinstance(event, Command) and event.account == self._account]
