@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from marketflow_aggregator.lane import CandleLane
-from marketflow_common import codec, topics
-from marketflow_common.kafka.client import Record
+from marketflow_common import codec
+from marketflow_common.kafka.client import Batch, Record
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,7 +69,9 @@ def test_the_feeds_candles_equal_the_klines_of_its_watermarks_however_often_it_i
     feed = importlib.import_module("bench.feed").Feed(3_000)
     values = [value for _, partition, value, _ in feed._records(3) if partition == 0]
     lane = CandleLane(0, 0)
-    made = lane.process([Record(i, 0, codec.decode(topics.OHLCV_RAW, value)) for i, value in enumerate(values)])
+    events = codec.decode_wire(values)
+    assert events is not None
+    made = lane.process(Batch(events, lambda i: Record(i, 0, events[i])))
     counts = lane._candles.counts
     assert len(made) > 10
     assert (counts["different"], counts["duplicates"], counts["late"], counts["stranded"]) == (0, 0, 0, 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,7 @@ from marketflow_aggregator.lane import CandleLane
 from marketflow_common import codec
 from marketflow_common.events import Event, Trade
 from marketflow_common.intervals import INTERVALS, MINUTE, window_start
-from marketflow_common.kafka.client import Record
+from marketflow_common.kafka.client import Batch, Record
 from marketflow_common.numbers import number
 from marketflow_simulator import capture, klines
 from marketflow_simulator.amounts import quote8, text8
@@ -28,25 +29,30 @@ START = 1_704_067_200_000_000  # a midnight
 BATCH = 2_000
 
 
-def records(rows: Iterable[tuple[str, Row]]) -> Iterator[Record]:
-    """What the ingestor would publish, by way of the wire."""
-    for offset, (symbol, row) in enumerate(rows):
-        trade = Trade(
-            "binance", symbol, row.id, number(text8(row.price)), number(text8(row.qty)), row.buyer_is_maker,
-            row.at_us, row.at_us + 20_000,
-        )  # fmt: skip
-        yield Record(offset, 0, codec.decode("ohlcv_raw", codec.encode(trade)))
+def batches(rows: Iterable[tuple[str, Row]]) -> Iterator[Batch]:
+    """What the ingestor would publish, as the loop gives it to the aggregator."""
+    records = (
+        codec.encode(
+            Trade(
+                "binance", symbol, row.id, number(text8(row.price)), number(text8(row.qty)), row.buyer_is_maker,
+                row.at_us, row.at_us + 20_000,
+            )
+        )
+        for symbol, row in rows
+    )  # fmt: skip
+    offset = 0
+    while values := list(islice(records, BATCH)):
+        events = codec.decode_wire(values)
+        assert events is not None
+        yield Batch(events, lambda i, events=events, offset=offset: Record(offset + i, 0, events[i]))  # type: ignore[misc]
+        offset += len(values)
 
 
 def candles(rows: Iterable[tuple[str, Row]]) -> dict[tuple[str, str, int], dict[str, object]]:
     """Candles as JSON fields, by symbol, interval and open time."""
-    lane, waiting, made = CandleLane(0, 0, tuple(INTERVALS)), list[Record](), list[Event]()
-    for record in records(rows):
-        waiting.append(record)
-        if len(waiting) == BATCH:
-            made += lane.process(waiting)
-            waiting.clear()
-    made += lane.process(waiting)
+    lane, made = CandleLane(0, 0, tuple(INTERVALS)), list[Event]()
+    for batch in batches(rows):
+        made += lane.process(batch)
     found: dict[tuple[str, str, int], dict[str, object]] = {}
     for event in made:
         fields = msgspec.json.decode(codec.encode(event))

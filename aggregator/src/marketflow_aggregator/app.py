@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import threading
 
+from marketflow_common import codec
 from marketflow_common.health import Health
 from marketflow_common.kafka.transform import Transform
 from marketflow_common.topics import OHLCV_AGG, OHLCV_RAW
@@ -29,4 +30,6 @@ def main(settings: AggregatorSettings, health: Health, stop: threading.Event) ->
 
     # Behind by much, nearly every batch closes candles, so larger ones need fewer transactions (see bench/README).
     # With nothing to catch up a batch is what there is.
-    Transform(settings.kafka, "aggregator", OHLCV_RAW, OHLCV_AGG, lane, health, batch=10_000).run(stop)
+    Transform(
+        settings.kafka, "aggregator", OHLCV_RAW, OHLCV_AGG, lane, health, batch=10_000, decoder=codec.decode_wire
+    ).run(stop)

@@ -18,11 +18,11 @@ the records from `pins` on. ``replay`` takes these in, knowing that their candle
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from decimal import localcontext
 from typing import Any, NamedTuple
 
-from marketflow_common.events import Bar, Candle, Event, Trade, Watermark
+from marketflow_common.events import Bar, Candle, Event, Trade, Watermark, WireTrade
 from marketflow_common.numbers import EXACT
 
 from .longer import Longer
@@ -80,7 +80,7 @@ class Candles:
         _, first, first_offset = known.get(candle.open_time, (candle, candle, offset))
         known[candle.open_time] = (candle, first, first_offset)
 
-    def replay(self, items: Iterable[Item]) -> None:
+    def replay(self, items: Sequence[Item]) -> None:
         """Take in records again whose candles are out already, for the windows that were open after them."""
         self.replaying = True
         counts, notes = dict(self.counts), len(self.notes)
@@ -88,8 +88,12 @@ class Candles:
         self.counts, self.replaying = counts, False
         del self.notes[notes:]
 
-    def process(self, items: Iterable[Item]) -> list[Made]:
+    def process(self, items: Sequence[Item]) -> list[Made]:
         """Take records in, in order; return the candles that they close or change, in order."""
+        return self.take([event for _, _, event in items], items.__getitem__)
+
+    def take(self, events: Sequence[Any], item: Callable[[int], Item]) -> list[Made]:
+        """As ``process``; of the few records that matter by themselves ``item`` gives the rest, by index."""
         for symbol, candles in self._restored.items():
             self._series[symbol] = series = Series.restored(symbol, self, candles)
             if symbol in self._longer:
@@ -98,17 +102,19 @@ class Candles:
         out: list[Made] = []
         known, made = self._series, self.made
         with localcontext(EXACT):  # operators below are exact, or raise
-            for item in items:
-                event: Any = item[2]
+            for index, event in enumerate(events):
                 kind = type(event)
                 one = known.get(event.symbol)
                 if one is None:
                     one = known[event.symbol] = Series(event.symbol, self)
-                if kind is Trade:
-                    if one.trade(item[0], event):
+                if kind is WireTrade:
+                    if one.in_order(event):
                         continue
+                    one.trade(item(index)[0], event.read())
+                elif kind is Trade:
+                    one.trade(item(index)[0], event)
                 elif kind is Watermark:
-                    one.watermark(item[0], event)
+                    one.watermark(item(index)[0], event)
                 elif kind is Bar:
                     self.counts["bars"] += 1
                 else:
@@ -116,7 +122,8 @@ class Candles:
                 if made:
                     if self._intervals and not self.replaying:
                         made += self._lengthened(one, made)
-                    out += [Made(candle, item) for candle in made]
+                    cause = item(index)
+                    out += [Made(candle, cause) for candle in made]
                     made.clear()
         return out
 

@@ -5,12 +5,12 @@ Must never decide anything about a candle.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from marketflow_common import logs
 from marketflow_common.clock import now_us
-from marketflow_common.events import Candle, Event, Trade
-from marketflow_common.kafka.client import Committed, Record
+from marketflow_common.events import Candle, Event, Trade, WireTrade
+from marketflow_common.kafka.client import Batch, Committed, Record
 
 from . import metrics
 from .candles import Candles
@@ -42,12 +42,12 @@ class CandleLane:
         """A record whose candles are out, for the windows that were open after it."""
         self._candles.replay((record,))
 
-    def process(self, records: Iterable[Record]) -> list[Event]:
+    def process(self, batch: Batch) -> list[Event]:
         """Records in, candles out."""
-        made = self._candles.process(records)
+        made = self._candles.take(batch.events, batch.record)
         now = now_us()
         for candle, (_, appended_ms, cause) in made:
-            seen = cause.received_at if isinstance(cause, Trade) else appended_ms * 1000
+            seen = cause.received_at if isinstance(cause, Trade | WireTrade) else appended_ms * 1000
             metrics.LATENCY.observe(max(0, now - seen) / 1e6)
             metrics.CLOSED.labels("yes" if candle.revision else "no").inc()
         self._report()

@@ -10,7 +10,7 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from marketflow_common.events import Candle, IdRange, Trade, Watermark
+from marketflow_common.events import Candle, IdRange, Trade, Watermark, WireTrade
 from marketflow_common.intervals import MINUTE, window_start
 
 from .folds import EMPTY, Fold, candle_of, flat_candle, fold_of, merge
@@ -65,34 +65,27 @@ class Series:
 
     # --- records -------------------------------------------------------------------------------------
 
-    def trade(self, offset: int, trade: Trade) -> bool:
-        """The next trade of the log; True if it went into the open window, and nothing else happened."""
+    def in_order(self, trade: WireTrade) -> bool:
+        """Take a trade into the open window if it goes on with the sequence, and nothing else happens."""
         window, trade_id = self.window, trade.trade_id
         if (
-            trade_id == self.next_id
-            and window is not None
-            and window.start <= trade.traded_at < window.end
-            and not self.amended
-            and not self.passed
+            trade_id != self.next_id
+            or window is None
+            or not window.start <= trade.traded_at < window.end
+            or self.amended
+            or self.passed
         ):
-            price, qty = trade.price, trade.qty
-            quote = price * qty
-            if price > window.high:
-                window.high = price
-            elif price < window.low:
-                window.low = price
-            window.close = price
-            window.volume += qty
-            window.quote += quote
-            window.count += 1
-            window.last_id = trade_id
-            if not trade.buyer_is_maker:
-                window.taker += qty
-                window.taker_quote += quote
-            self.next_id = trade_id + 1
-            return True
-        self._unusual(offset, trade)
-        return False
+            return False
+        if trade.price != window.text:
+            window.reprice(trade.price)
+        qty = Decimal(trade.qty)
+        window.volume += qty
+        if not trade.buyer_is_maker:
+            window.taker += qty
+        window.count += 1
+        window.last_id = trade_id
+        self.next_id = trade_id + 1
+        return True
 
     def watermark(self, offset: int, mark: Watermark) -> None:
         """Everything before ``through`` is out: windows up to there are closed, flat ones included."""
@@ -133,7 +126,8 @@ class Series:
         self.book.counts["gaps"] += 1
         self._flush()
 
-    def _unusual(self, offset: int, trade: Trade) -> None:
+    def trade(self, offset: int, trade: Trade) -> None:
+        """Any trade."""
         self.book.changed()
         at, trade_id = window_start(trade.traded_at), trade.trade_id
         ahead = self._is_ahead(trade, at)

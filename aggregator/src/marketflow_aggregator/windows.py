@@ -19,11 +19,14 @@ class Window:
     """An open window's running totals, in order of ids. ``cut``: nothing proves that its first trade is known.
 
     ``missing``: ids that may belong to it and have not been seen. ``offset``: of the record that opened it.
+
+    Most trades have the price of the one before: its ``text`` tells, and what was traded at it is multiplied by it
+    once, when another comes (``priced`` and ``taker_priced``: how much of the volumes the quote volumes hold).
     """
 
     __slots__ = (
-        "close", "count", "cut", "end", "first_id", "high", "last_id", "low", "missing", "offset", "open", "quote",
-        "start", "taker", "taker_quote", "volume",
+        "close", "count", "cut", "end", "first_id", "high", "last_id", "low", "missing", "offset", "open", "priced",
+        "quote", "start", "taker", "taker_priced", "taker_quote", "text", "volume",
     )  # fmt: skip
 
     def __init__(self, start: int, offset: int, cut: bool, missing: list[IdRange], fold: Fold) -> None:
@@ -36,9 +39,31 @@ class Window:
             self.first_id, self.last_id, self.open, self.high, self.low, self.close, self.volume, self.quote,
             self.count, self.taker, self.taker_quote,
         ) = fold  # fmt: skip
+        self.priced, self.taker_priced = self.volume, self.taker
+        self.text: str | None = None
+
+    def settle(self) -> None:
+        """Bring the quote volumes up to the volumes."""
+        volume, taker = self.volume, self.taker
+        if volume is not self.priced:
+            self.quote += self.close * (volume - self.priced)
+            self.priced = volume
+        if taker is not self.taker_priced:
+            self.taker_quote += self.close * (taker - self.taker_priced)
+            self.taker_priced = taker
+
+    def reprice(self, text: str) -> None:
+        """What is traded from now on is traded at this price."""
+        self.settle()
+        self.text, self.close = text, (price := Decimal(text))
+        if price > self.high:
+            self.high = price
+        elif price < self.low:
+            self.low = price
 
     def fold(self) -> Fold:
         """The totals."""
+        self.settle()
         return Fold(
             self.first_id, self.last_id, self.open, self.high, self.low, self.close, self.volume, self.quote,
             self.count, self.taker, self.taker_quote,

@@ -43,7 +43,9 @@ def begin() -> Trade:
 
 
 def feed(book: Candles, *events: Event, offset: int = 0) -> list[Candle]:
-    return [made.candle for made in book.process([(offset + i, 0, e) for i, e in enumerate(events)])]
+    wire = codec.decode_wire([codec.encode(event) for event in events])
+    assert wire is not None
+    return [made.candle for made in book.process([(offset + i, 0, e) for i, e in enumerate(wire)])]
 
 
 def brief(candles: Sequence[Candle]) -> list[tuple[Any, ...]]:

@@ -18,10 +18,17 @@ from marketflow_aggregator.lane import CandleLane
 from marketflow_common import codec
 from marketflow_common.events import Candle, Event, Gap, Kline, Trade, Watermark
 from marketflow_common.intervals import MINUTE, window_start
-from marketflow_common.kafka.client import Committed, Record
+from marketflow_common.kafka.client import Batch, Committed, Record
 
 T0 = 1_723_161_240_000_000  # a whole minute
 SLOW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def wire(records: list[Record]) -> Batch:
+    """The records as the loop gives them to a lane."""
+    events = codec.decode_wire([codec.encode(record.event) for record in records])
+    assert events is not None
+    return Batch(events, records.__getitem__)
 
 
 @dataclass
@@ -55,7 +62,7 @@ class Log:
                 lane, at = self.open()
                 continue
             batch = [Record(at + i, 0, event) for i, event in enumerate(self.events[at : at + max(1, size * size)])]
-            outputs = lane.process(batch)
+            outputs = lane.process(wire(batch))
             at += len(batch)
             position = lane.position(at)
             assert position.offset == at

@@ -6,7 +6,6 @@ Must never round silently: sums and products are exact or raise, divisions state
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from decimal import (
     ROUND_HALF_EVEN,
     Context,
@@ -16,7 +15,6 @@ from decimal import (
     Inexact,
     InvalidOperation,
     Overflow,
-    localcontext,
 )
 
 __all__ = [
@@ -29,7 +27,6 @@ __all__ = [
     "divide",
     "fixed",
     "number",
-    "plain",
 ]
 
 MAX_SCALE = 18
@@ -73,23 +70,6 @@ def check(value: Decimal) -> Decimal:
     if isinstance(exponent, int) and exponent < -MAX_SCALE and _WIDE.quantize(value, Decimal("1E-18")) != value:
         raise NotANumber(f"{value} has more than {MAX_SCALE} decimal places")
     return value
-
-
-def plain(values: Sequence[Decimal]) -> bool:
-    """Whether ``check`` surely lets all of these through and none is negative; False says nothing of a single one.
-
-    Told by their sum, in a seventh of the time: it has the finest scale of them all, is no smaller than the greatest,
-    and is not finite if one is not.
-    """
-    try:
-        with localcontext(EXACT):
-            total = sum(values, ZERO)
-    except DecimalException:
-        return False
-    if not total.is_finite() or total >= _LIMIT or min(values, default=ZERO) < 0:
-        return False
-    exponent = total.as_tuple().exponent
-    return isinstance(exponent, int) and exponent >= -MAX_SCALE
 
 
 def fixed(value: Decimal) -> Decimal:

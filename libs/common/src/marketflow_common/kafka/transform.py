@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
@@ -19,7 +19,7 @@ from ..events import Event
 from ..health import Health
 from ..settings import KafkaSettings
 from . import client
-from .client import Committed, Fenced, Record
+from .client import Batch, Committed, Decoder, Fenced, Record
 
 __all__ = ["Lane", "Transform"]
 
@@ -40,7 +40,7 @@ class Lane(Protocol):
 
     Order of calls: ``restore_output`` for each record of the own output from mark ``out_from`` on;
     ``restore_input`` for each record of the input from mark ``in_from`` up to the committed offset; then
-    ``process`` and ``position`` in turn, and ``delivered`` once a transaction has committed.
+    ``process``, once or several times, then ``position``, and ``delivered`` once a transaction has committed.
     """
 
     def restore_output(self, record: Record) -> None:
@@ -49,8 +49,8 @@ class Lane(Protocol):
     def restore_input(self, record: Record) -> None:
         """A record before the committed position, whose output has been published."""
 
-    def process(self, records: Iterable[Record]) -> list[Event]:
-        """Take records in, in order (they are decoded as they are taken); return what is to be published, in order."""
+    def process(self, batch: Batch) -> list[Event]:
+        """Take records in, in order; return what is to be published, in order."""
 
     def position(self, next_offset: int) -> Committed:
         """What to commit when everything before ``next_offset`` was processed.
@@ -60,7 +60,7 @@ class Lane(Protocol):
         """
 
     def delivered(self, outputs: Sequence[Event], offsets: Sequence[int]) -> None:
-        """What ``process`` returned, and the offset that each has got."""
+        """All that ``process`` has returned since the last time, and the offset that each has got."""
 
 
 @dataclass
@@ -98,18 +98,20 @@ class Transform:
         health: Health,
         *,
         batch: int = 2_000,
+        decoder: Decoder | None = None,
         step: Callable[[str], None] = lambda name: None,
     ) -> None:
         """``make_lane(partition, output_end)`` makes an empty lane; ``output_end`` is the end of its output as of now.
 
-        ``batch``: records taken at a time at most, for one transaction of each lane.
+        ``batch``: records taken at a time at most, for one transaction of each lane. ``decoder``: for lanes that want
+        their events otherwise than ``codec.decode`` gives them.
         ``step`` is told the name of each step (consumed, processed, produced, offsets_sent, committed), so that a
         test can die there.
         """
         self._kafka, self._service, self._health = kafka, service, health
         self._source, self._target, self._make_lane = source, target, make_lane
         self._in_topic, self._out_topic = kafka.topic(source), kafka.topic(target)
-        self._batch, self._step = batch, step
+        self._batch, self._decoder, self._step = batch, decoder, step
         self._lanes: dict[int, _Open] = {}
         self._opened = 0
         self._consumer: Consumer | None = None
@@ -209,7 +211,9 @@ class Transform:
                 start, _ = client.watermarks(consumer, self._in_topic, partition)
             in_from = position.marks.get("in_from", start)
             if in_from < start:
-                for record in client.read_range(self._kafka, self._source, partition, in_from, beat, end=start):
+                for record in client.read_range(
+                    self._kafka, self._source, partition, in_from, beat, start, self._decoder
+                ):
                     lane.restore_input(record)
         except KafkaException as error:
             self._broken(partition, error)
@@ -276,7 +280,8 @@ class Transform:
         open_ = self._lanes.get(partition)
         if open_ is None or open_.lane is None:
             return
-        open_.outputs = open_.lane.process(client.records_of(batch, self._source))
+        for part in client.batches_of(batch, self._source, self._decoder):
+            open_.outputs += open_.lane.process(part)
         open_.next_offset = (batch[-1].offset() or 0) + 1
         metrics.MESSAGES_IN.labels(self._source).inc(len(batch))
         self._step("processed")
