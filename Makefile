@@ -48,6 +48,11 @@ test: setup ## All that CI checks: make check, and every test; WORKERS=3, PYTEST
 tests: setup
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
+.PHONY: chaos
+chaos: setup ## Hundreds of orders through faults and kills, by twenty seeds: SEEDS=1,2,3
+	MARKETFLOW_CHAOS_SEEDS=$(or $(SEEDS),101,102,103,104,105,106,107,108,109,110,111,112,113,114,115,116,117,118,119,120) \
+		$(BIN)/pytest -n 2 executor/tests/integration/test_chaos.py
+
 .PHONY: fix
 fix: setup ## Format and mend what the linter can
 	$(BIN)/ruff format .

@@ -14,6 +14,7 @@ from .filters import default_instrument
 from .leader import lead
 from .paper import Paper
 from .settings import ExecutorSettings
+from .stream import UserStream
 
 __all__ = ["main"]
 
@@ -39,12 +40,15 @@ def main(
 
     def make_engine(leads: Callable[[], bool], partitions: int) -> Engine:
         exchange: Exchange
+        stream = None
         if settings.mode == "paper":
             rules = rest.instrument if rest is not None else default_instrument
             exchange = paper = Paper(kafka, partitions, settings.paper_balances, settings.paper_fee_rate, rules)
         else:
             assert rest is not None, "the settings demand an address"
             exchange = rest
+            if settings.ws_url:
+                stream = UserStream(settings.ws_url, *settings.key(), rest.now_ms)
         engine = Engine(
             kafka,
             settings.limits(),
@@ -56,6 +60,7 @@ def main(
             reconcile_s=settings.reconcile_s,
             step=step,
             command_secret=command_secret,
+            stream=stream,
         )
         if settings.mode == "paper":
             paper.free = lambda asset: engine.account.books.balance(asset)

@@ -28,7 +28,7 @@ from marketflow_common.events import (
 )
 from marketflow_common.health import Health
 from marketflow_common.kafka import client
-from marketflow_common.kafka.client import FatalKafkaError, Fenced, PositionLost
+from marketflow_common.kafka.client import FatalKafkaError, Fenced
 from marketflow_common.kafka.source import read_back
 from marketflow_common.settings import KafkaSettings
 from pydantic import SecretStr
@@ -40,6 +40,7 @@ from .decision import Limits, decide, sell_all, supervised
 from .exchange import Exchange, Unavailable
 from .orders import Answer, Evidence, Learned, Throttled, expired, learn
 from .risk import RECONCILER
+from .stream import UserStream
 from .watch import CommandReader
 
 __all__ = ["Broken", "Engine", "TermOver"]
@@ -97,10 +98,12 @@ class Engine:
         reconcile_s: float,
         step: Callable[[str], None],
         command_secret: SecretStr = _NO_SECRET,
+        stream: UserStream | None = None,
     ) -> None:
+        """``stream``: one that has not begun; it listens for this term only."""
         self._kafka, self._limits, self._exchange, self._health = kafka, limits, exchange, health
         self._leads, self._margin_ms, self._reconcile_s, self._step = leads, not_found_margin_ms, reconcile_s, step
-        self._secret = command_secret
+        self._secret, self._stream = command_secret, stream
         self.account = Account(limits.account, {}, limits.convention)
         self._name = f"executor-{limits.account}"
         self._partitions = partitions
@@ -125,6 +128,8 @@ class Engine:
             self._heed(self._commands.to_end(self._alive))
             self._recover()
             self._subscribe()
+            if self._stream is not None:
+                self._stream.start()
             self._started = True
             self._health.ready(True)
             _log.info("leading", account=self._limits.account, mode=self._limits.mode, state=self.account.state)
@@ -135,6 +140,8 @@ class Engine:
             self._health.ready(False, "not leading")
             # Without its producer and consumer this term can publish nothing more.
             self._producer = None
+            if self._stream is not None:
+                self._stream.close()
             if self._commands is not None:
                 self._commands.close()
                 self._commands = None
@@ -221,6 +228,7 @@ class Engine:
             else:
                 for message in self._poll(self._consumer):
                     self._take(message)
+            self._listen()
             self._tend(settle=True)
             self._flatten()
             now = time.monotonic()
@@ -239,18 +247,7 @@ class Engine:
         first = consumer.poll(max(0.0, min(0.1, due)))
         if first is None:
             return []
-        good = []
-        for message in [first, *consumer.consume(500, 0)]:
-            error = message.error()
-            if error is None:
-                good.append(message)
-            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                raise PositionLost(f"{error.str()}; nothing was reset")
-            elif error.fatal():
-                raise FatalKafkaError(error.str())
-            else:
-                _log.warning("consume_error", detail=error.str())
-        return good
+        return list(filter(client.is_record, [first, *consumer.consume(500, 0)]))
 
     def _take(self, message: Message) -> None:
         """One record of trading_signals."""
@@ -323,6 +320,16 @@ class Engine:
         self._step("posted")
         self._learn(intent, answer)
         self._step("recorded")
+
+    def _listen(self) -> None:
+        """Learn what the exchange tells by itself."""
+        for news in self._stream.heard() if self._stream is not None else ():
+            if news == "balances":
+                self._check_at = 0.0  # Somebody else may have changed them: the next comparison says so.
+                continue
+            order = self.account.open.get(news.order_id)
+            if order is not None and news.order_id in self._pending:
+                self._learn(order.intent, news.message)
 
     def _tend(self, *, settle: bool) -> None:
         """Ask for orders that are due; with ``settle``, close those that never arrived and decide again."""

@@ -18,6 +18,7 @@ __all__ = [
     "POSITION",
     "REALIZED",
     "SKIPPED",
+    "USER_STREAM",
     "show",
 ]
 
@@ -28,6 +29,7 @@ OPEN_ORDERS: Final = Gauge("open_orders", "Orders that have not ended")
 POSITION: Final = Gauge("position_qty", "Base held", ["symbol"])
 REALIZED: Final = Gauge("realized_pnl", "Realized profit in quote since the account was opened", ["symbol"])
 HALTED: Final = Gauge("trading_halted", "1 while the account's trading state is HALTED")
+USER_STREAM: Final = Gauge("user_stream_connected", "1 while the exchange tells of the account's orders by itself")
 LEADER: Final = Gauge("leader", "1 while this instance leads its account")
 ORDER_LATENCY: Final = Histogram(
     "order_latency_seconds",

@@ -41,6 +41,12 @@ class ExecutorSettings(ServiceSettings):
         pattern=r"^(https?://[^\s?#]+)?$",
         description="the exchange's REST, https://host[:port]; paper: only for its public trading rules, may be empty",
     )
+    ws_url: str = Field(
+        "",
+        pattern=r"^(wss?://[^\s?#]+)?$",
+        description="the exchange's WebSocket API for the account's own events, such as wss://ws-api.binance.com; "
+        "empty: orders are asked for by REST only",
+    )
     api_key_file: str = Field("", description="file with API_KEY, taken before it")
     api_secret_file: str = Field("", description="file with API_SECRET, taken before it")
     private_key_file: str = Field(

@@ -10,15 +10,13 @@ from collections.abc import Callable
 from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
-from marketflow_common import logs, topics
+from marketflow_common import topics
 from marketflow_common.events import Command
 from marketflow_common.kafka import client
-from marketflow_common.kafka.client import FatalKafkaError, PositionLost
 from marketflow_common.settings import KafkaSettings
 
 __all__ = ["CommandReader"]
 
-_log = logs.get("commands")
 PATIENCE_S: Final = 10.0
 
 
@@ -69,18 +67,12 @@ class CommandReader:
     def _take(self, timeout: float) -> list[Command]:
         good: list[Message] = []
         for message in self._consumer.consume(500, timeout):
-            error, offset = message.error(), message.offset()
-            if error is None and offset is not None:
+            error, offset = message.error(), message.offset() or 0
+            if error is not None and error.code() == KafkaError._PARTITION_EOF:
+                # The end may lie behind the last record: what ends a transaction takes an offset, too.
+                self._next = max(self._next, offset)
+            elif client.is_record(message):
                 good.append(message)
                 self._next = offset + 1
-            elif error is None or error.code() == KafkaError._PARTITION_EOF:
-                # The end may lie behind the last record: what ends a transaction takes an offset, too.
-                self._next = max(self._next, offset or 0)
-            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                raise PositionLost(f"{error.str()}; nothing was reset")
-            elif error.fatal():
-                raise FatalKafkaError(error.str())
-            else:
-                _log.warning("consume_error", detail=error.str())
         events = [record.event for record in client.records_of(good, topics.TRADING_SIGNALS)]
         return [event for event in events if isinstance(event, Command) and event.account == self._account]

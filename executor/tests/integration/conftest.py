@@ -65,6 +65,14 @@ class Exchange(testing.Exchange):
         url = f"{self.url}/api/v3/order?{query}&signature={signature}"
         httpx.post(url, headers=headers, timeout=30).raise_for_status()
 
+    def transfer(self, asset: str, delta: str) -> None:
+        """Put in or take out funds, as no order does."""
+        ask(self.url + "/sim/balance", {"asset": asset, "delta": delta}, "POST")
+
+    def cancel(self, symbol: str, client_order_id: str) -> None:
+        """Cancel an order as its owner might on the exchange's own page."""
+        ask(self.url + "/sim/orders/cancel", {"symbol": symbol, "client_order_id": client_order_id}, "POST")
+
     def posts(self) -> int:
         """POSTs of orders that have come in, however they were answered."""
         return sum(self.ledger()["requests"].get("POST /api/v3/order", {}).values())
@@ -246,6 +254,11 @@ class Stage:
         self.answered(*signals)
         self.check_one_each(*signals)
         self.check_books()
+
+
+@pytest.fixture
+def make_stage() -> type[Stage]:
+    return Stage
 
 
 @pytest.fixture
