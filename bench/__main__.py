@@ -8,13 +8,22 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from marketflow_stack.errors import StackError
 
-from .parts import PARTS, Plan, Row
+from .orders import orders
+from .parts import Plan, Row, aggregator, ingestor, latency, memory
 from .stand import Stand, TookTooLong
+
+PARTS: dict[str, Callable[[Stand, Plan], list[Row]]] = {
+    "aggregator": aggregator,
+    "latency": latency,
+    "orders": orders,
+    "ingestor": ingestor,
+    "memory": memory,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,7 +26,7 @@ from marketflow_operator.latency import latencies, percentile
 from .feed import SYMBOLS, Feed
 from .stand import ROOT, Measured, Stand, TookTooLong, wait
 
-__all__ = ["PARTS", "Plan", "Row"]
+__all__ = ["Plan", "Row", "aggregator", "get", "ingestor", "latency", "memory", "yardstick"]
 
 YARDSTICKS = Path(__file__).parent / "yardsticks"
 QUIX_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
@@ -85,7 +85,7 @@ class Plan:
     say: Callable[[str], None] = field(default=lambda text: None)
 
 
-def _yardstick(script: str, *arguments: object, python: str | Path = sys.executable, seconds: float = 180) -> Any:
+def yardstick(script: str, *arguments: object, python: str | Path = sys.executable, seconds: float = 180) -> Any:
     """Run a yardstick to its end and return what it printed."""
     command = [str(python), str(YARDSTICKS / script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
@@ -109,13 +109,13 @@ def aggregator(stand: Stand, plan: Plan) -> list[Row]:
     floor: list[tuple[float, float | None]] = []
     peer: list[tuple[float, float | None]] = []
     for run in range(plan.runs):
-        bare = _yardstick("bare_consumer.py", stand.bootstrap, f"{prefix}ohlcv_raw", records)
+        bare = yardstick("bare_consumer.py", stand.bootstrap, f"{prefix}ohlcv_raw", records)
         ours = _aggregate(stand, prefix, records)
         floor.append((ours, bare["records"] / bare["cpu"]))
         text = f"aggregator, run {run + 1}: {ours:,.0f} records per CPU second, bare loop {floor[-1][1]:,.0f}"
         if quix:
             out, state = f"quix-{run}", stand.folder / f"quix-{run}"
-            found = _yardstick(
+            found = yardstick(
                 "quix_candles.py", stand.bootstrap, f"{prefix}ohlcv_raw", plan.quix_records, out, state,
                 python=QUIX_PYTHON,
             )  # fmt: skip
@@ -296,8 +296,8 @@ def _ingest(stand: Stand, prefix: str) -> tuple[float, int]:
     try:
         before, cpu = one.metric(out), one.cpu_seconds()
         _post(f"{exchange.url}/sim/market/start")
-        wait("the market is over", lambda: bool(_get(f"{exchange.url}/sim/market")["ended"]), one, exchange)
-        trades = sum(s["published"] for s in _get(f"{exchange.url}/sim/market")["symbols"].values())
+        wait("the market is over", lambda: bool(get(f"{exchange.url}/sim/market")["ended"]), one, exchange)
+        trades = sum(s["published"] for s in get(f"{exchange.url}/sim/market")["symbols"].values())
         wait("the ingestor is through", lambda: one.metric(out) - before >= trades, one, pause=0.2)
         return trades / (one.cpu_seconds() - cpu), trades
     finally:
@@ -321,18 +321,10 @@ def _listen(stand: Stand, trades: int) -> float:
         exchange.stop()
 
 
-def _get(url: str) -> Any:
+def get(url: str) -> Any:
     with urllib.request.urlopen(url, timeout=10) as answer:
         return json.load(answer)
 
 
 def _post(url: str) -> None:
     urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=10).close()
-
-
-PARTS: dict[str, Callable[[Stand, Plan], list[Row]]] = {
-    "aggregator": aggregator,
-    "latency": latency,
-    "ingestor": ingestor,
-    "memory": memory,
-}

@@ -102,7 +102,7 @@ class UserStream:
     def _subscribe(self, socket: ClientConnection) -> None:
         try:
             now_ms = self._now_ms()
-        except Exception as error:  # noqa: BLE001 - whatever it is, there is no time to sign with
+        except Exception as error:  # whatever it is, there is no time to sign with
             raise _Refused(f"the exchange's time is not known: {error}") from error
         params: dict[str, Any] = {"apiKey": self._key.get_secret_value(), "timestamp": now_ms}
         text = "&".join(f"{name}={params[name]}" for name in sorted(params))

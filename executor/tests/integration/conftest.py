@@ -65,6 +65,10 @@ class Exchange(testing.Exchange):
         url = f"{self.url}/api/v3/order?{query}&signature={signature}"
         httpx.post(url, headers=headers, timeout=30).raise_for_status()
 
+    def trades(self, symbol: str, from_id: int) -> Any:
+        """What has been traded from an id on."""
+        return ask(f"{self.url}/sim/trades?symbol={symbol}&from_id={from_id}")
+
     def transfer(self, asset: str, delta: str) -> None:
         """Put in or take out funds, as no order does."""
         ask(self.url + "/sim/balance", {"asset": asset, "delta": delta}, "POST")
@@ -96,9 +100,11 @@ class Executor(Program):
 class Stage:
     """Everything that a test of the executor needs to set and to see."""
 
-    def __init__(self, created: CreatedTopics, programs: Programs) -> None:
+    def __init__(self, created: CreatedTopics, programs: Programs, **exchange: object) -> None:
+        """``exchange``: settings of the simulator."""
         self._programs, self._topics = programs, created
-        self.exchange = programs.exchange(Exchange, autostart="true", symbols=",".join(SYMBOLS), weight_limit=0)
+        settings = {"autostart": "true", "symbols": ",".join(SYMBOLS), "weight_limit": 0, **exchange}
+        self.exchange = programs.exchange(Exchange, **settings)
         for symbol in SYMBOLS:
             self.exchange.wait_for(f"/api/v3/ticker/price?symbol={symbol}")
         self.kafka = KafkaSettings(bootstrap_servers=created.bootstrap, topic_prefix=created.prefix)
