@@ -51,6 +51,11 @@ class Health:
         """The main loop is alive."""
         self._beat = time.monotonic()
 
+    @property
+    def last_beat(self) -> float:
+        """When it was, by time.monotonic()."""
+        return self._beat
+
     def ready(self, is_ready: bool, reason: str = "") -> None:
         """Whether the service can do its work now; the reason is shown while it cannot."""
         self._ready, self._reason = is_ready, reason

@@ -6,6 +6,8 @@ Must never know which service it runs.
 from __future__ import annotations
 
 import argparse
+import faulthandler
+import os
 import signal
 import sys
 import threading
@@ -20,16 +22,37 @@ from . import logs, settings
 from .health import Health
 from .kafka.client import FatalKafkaError, Fenced
 
-__all__ = ["EXIT_CONFIG", "EXIT_FENCED", "EXIT_UNAVAILABLE", "run"]
+__all__ = ["EXIT_CONFIG", "EXIT_FENCED", "EXIT_STUCK", "EXIT_UNAVAILABLE", "run"]
 
+STUCK_SECONDS = 120.0
+"""A service whose main loop has given no sign of life for this long leaves, to be started again."""
 EXIT_UNAVAILABLE = 69
 """Something outside is missing or broken for good (EX_UNAVAILABLE of sysexits.h)."""
+EXIT_STUCK = 70
+"""A call has not returned, its own time limit notwithstanding; start again (EX_SOFTWARE)."""
 EXIT_FENCED = 75
 """Another instance has taken over; start again to stand by (EX_TEMPFAIL)."""
 EXIT_CONFIG = 78
 """A setting is wrong (EX_CONFIG)."""
 
 S = TypeVar("S", bound=settings.ServiceSettings)
+
+
+def _watch(health: Health, log: logs.Log, over: threading.Event) -> None:
+    """End the process once its main loop stands still, as the crash that all services are made for.
+
+    librdkafka's send_offsets_to_transaction may wait for a coordinator for ever, whatever its timeout (its issue 5456).
+    Seconds are counted one by one, so that a process that was frozen meanwhile gets its time to go on.
+    """
+    beat, still = health.last_beat, 0
+    while still < STUCK_SECONDS:
+        if over.wait(1):
+            return
+        still = still + 1 if health.last_beat == beat else 0
+        beat = health.last_beat
+    log.error("stuck", detail=f"no sign of life for {STUCK_SECONDS:g} s", remedy="leaving, to be started again")
+    faulthandler.dump_traceback(sys.stderr)
+    os._exit(EXIT_STUCK)
 
 
 def run(
@@ -61,7 +84,7 @@ def run(
         return 0
     logs.configure(name, values.log.level, values.log.format)
     log = logs.get(name)
-    stop = threading.Event()
+    stop, over = threading.Event(), threading.Event()
 
     def on_signal(number: int, _: FrameType | None) -> None:
         log.info("stopping", signal=signal.Signals(number).name)
@@ -72,6 +95,7 @@ def run(
     try:
         with Health(name, values.http_host, values.http_port) as health:
             log.info("started", version=version(f"marketflow-{name}"), http_port=health.port)
+            threading.Thread(target=_watch, args=(health, log, over), name="watchdog", daemon=True).start()
             main(values, health, stop)
     except Fenced as error:
         log.error("fenced", detail=str(error), remedy="another instance works on this; this one leaves")
@@ -82,5 +106,7 @@ def run(
     except (OSError, KafkaException) as error:
         log.error("cannot_go_on", detail=str(error), exc_info=True)
         return EXIT_UNAVAILABLE
+    finally:
+        over.set()
     log.info("stopped")
     return 0

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -141,6 +143,22 @@ def test_what_ends_a_service_has_its_exit_code(error: Exception, code: int) -> N
         raise error
 
     assert service.run("common", Example, main, []) == code
+
+
+def test_a_service_that_stands_still_leaves_and_shows_where() -> None:
+    script = (
+        "import sys, threading\n"
+        "from marketflow_common import service, settings\n"
+        "class Example(settings.ServiceSettings):\n"
+        "    model_config = settings.prefix('COMMON')\n"
+        "service.STUCK_SECONDS = 2.0\n"
+        "def stand_still(*_): threading.Event().wait()\n"
+        "sys.exit(service.run('common', Example, stand_still, []))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == service.EXIT_STUCK
+    assert '"stuck"' in done.stderr
+    assert "in stand_still" in done.stderr
 
 
 def test_a_wrong_setting_ends_a_service_with_one_line_and_a_code(

@@ -79,11 +79,6 @@ class _Open:
     outputs: list[Event] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
 
-    def on_delivery(self, error: KafkaError | None, message: Message) -> None:
-        """Told by the client, in the order of ``outputs``."""
-        if error is None:
-            self.offsets.append(message.offset() or 0)
-
 
 class Transform:
     """Runs lanes over the partitions that the consumer group gives to this process."""
@@ -301,10 +296,17 @@ class Transform:
         quiet = time.monotonic() - open_.last_commit < IDLE_COMMIT_SECONDS
         if not open_.outputs and (quiet or position == open_.committed):
             return None
+        offsets = open_.offsets
+
+        # Holds the list only: a client with records in flight would keep itself alive by way of the lane.
+        def on_delivery(error: KafkaError | None, message: Message) -> None:
+            if error is None:
+                offsets.append(message.offset() or 0)
+
         try:
             open_.producer.begin_transaction()
             for event in open_.outputs:
-                client.send(open_.producer, self._out_topic, partition, event, open_.on_delivery)
+                client.send(open_.producer, self._out_topic, partition, event, on_delivery)
             self._step("produced")
         except KafkaException as error:
             self._broken(partition, error)
