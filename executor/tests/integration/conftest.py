@@ -162,7 +162,7 @@ class Stage:
             "symbol": symbol,
             "interval": "1m",
             "open_time": window_start(now) - MINUTE,
-            "close": self.exchange.price(symbol),
+            "close": fields.get("close") or self.exchange.price(symbol),
             "volume": Decimal(1),
             "momentum": Decimal(0),
             "signal_type": signal_type,

@@ -76,6 +76,8 @@ def all_answered(stage: Any, signals: list[Signal]) -> None:
 def test_whatever_happens_each_signal_has_one_answer_and_the_books_equal_the_account(stage: Any, seed: int) -> None:
     random = Random(seed)
     signals: list[Signal] = []
+    # Asked for once: who goes on asking while the exchange wants to be left alone is banned.
+    closes = {symbol: stage.exchange.price(symbol) for symbol in SYMBOLS}
     faults = sorted(random.sample(range(SIGNALS), FAULTS))
     lives, executor = 0, None
     while len(signals) < SIGNALS:
@@ -89,7 +91,8 @@ def test_whatever_happens_each_signal_has_one_answer_and_the_books_equal_the_acc
             while faults and len(signals) >= faults[0]:
                 faults.pop(0)
                 stage.exchange.fault(**random.choice(KINDS))
-            signals.append(stage.signal(random.choice(SYMBOLS), random.choice(("BUY", "SELL"))))
+            symbol = random.choice(SYMBOLS)
+            signals.append(stage.signal(symbol, random.choice(("BUY", "SELL")), close=closes[symbol]))
         # What comes next is to meet an executor at work, not one that is still starting.
         stage.wait(lambda executor=executor, before=before: died(executor) or ends(stage) > before)
     stage.exchange.heal()

@@ -56,7 +56,7 @@ def test_what_is_left_of_an_order_that_expires_is_not_sent_again(stage: Any) -> 
 def test_an_order_that_is_cancelled_from_outside_keeps_what_it_has_filled(stage: Any) -> None:
     stage.start()
     stage.exchange.fault("partial_fill", parts=900)
-    signal = stage.signal("BTCUSDT", "BUY", close=stage.exchange.price("BTCUSDT"))
+    signal = stage.signal("BTCUSDT", "BUY")
     order = stage.wait(lambda: [e for e in stage.events() if isinstance(e, OrderIntended)])[0]
     stage.wait(lambda: stage.exchange.ledger()["fills"])
     stage.exchange.cancel("BTCUSDT", order.order_id)
@@ -68,8 +68,9 @@ def test_an_order_that_is_cancelled_from_outside_keeps_what_it_has_filled(stage:
 def test_a_storm_of_429_delays_orders_and_loses_none(stage: Any, kind: str) -> None:
     stage.start()
     details = {"seconds": 2} if kind == "rate_limit" else {"count": 3, "retry_after": 1}
+    closes = {symbol: stage.exchange.price(symbol) for symbol in ("BTCUSDT", "ETHUSDT", "SOLUSDT")}
     stage.exchange.fault(kind, **details)
-    signals = [stage.signal(symbol, "BUY") for symbol in ("BTCUSDT", "ETHUSDT", "SOLUSDT")]
+    signals = [stage.signal(symbol, "BUY", close=close) for symbol, close in closes.items()]
     stage.settled(*signals)
 
 

@@ -341,9 +341,9 @@ def test_a_signal_without_an_answer_is_named(world: Build, edit: Edit) -> None:
 def test_what_a_flatten_says_answers_its_command_and_no_signal(world: Build) -> None:
     skip = events.SignalSkipped("main", "command:c-1:ETHUSDT", "ETHUSDT", "SELL", "below_min_notional", "dust")
     evidence = add(world(), "order_events", skip)
-    assert "command:c-1:ETHUSDT, which does not exist" in failed(evidence)["signals_answered"].detail
+    assert "command:c-1:ETHUSDT, which does not exist" in judge(evidence).failed["signals_answered"].detail
     command = events.Command("c-1", "main", "flatten", "alice", 1, None, "")
-    assert "signals_answered" not in failed(add(evidence, "trading_signals", command, key="ETHUSDT"))
+    assert "signals_answered" not in judge(add(evidence, "trading_signals", command, key="ETHUSDT")).failed
 
 
 def test_a_signal_filled_and_skipped_is_named(world: Build) -> None:
