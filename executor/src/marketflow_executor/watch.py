@@ -29,8 +29,8 @@ class CommandReader:
         self._partition = topics.partition_of(account, partitions)
         # Uncommitted: a transaction of the strategy that stays open must hold up no halt. Commands are published
         # outside of transactions, so that none of them can be taken back.
-        settings = {"isolation.level": "read_uncommitted", "enable.partition.eof": True}
-        self._consumer = client.consumer(kafka, group, **settings)
+        # A reader: an order waits for the end, and behind what ends a transaction only an empty answer tells of it.
+        self._consumer = client.reader(kafka, group, **{"isolation.level": "read_uncommitted"})
         try:
             start = client.committed(self._consumer, self._topic, self._partition).offset
             if start < 0:
