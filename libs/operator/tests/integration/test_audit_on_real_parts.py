@@ -273,8 +273,10 @@ def test_a_fill_dropped_from_and_a_digit_changed_in_the_exchanges_ledger_are_nam
     path = still.config.state / "simulator" / "books.jsonl"
     whole = path.read_bytes()
     steps = [json.loads(line) for line in whole.splitlines()]
-    last = max(number for number, step in enumerate(steps) if step["fill"])
-    fill = steps[last]["fill"]
+    # A line is a step of the books, with all that changed in it.
+    last = max(number for number, step in enumerate(steps) if any(change["fill"] for change in step))
+    change = next(change for change in steps[last] if change["fill"])
+    fill = change["fill"]
     name = f"{fill['symbol']} fill {fill['id']}"
 
     def written(changed: list[Any]) -> bytes:
@@ -288,8 +290,8 @@ def test_a_fill_dropped_from_and_a_digit_changed_in_the_exchanges_ledger_are_nam
     assert "is none of the exchange's" in checks["fills_equal_exchange"]["detail"]
     assert fill["client_order_id"] in checks["orders_equal_exchange"]["detail"]
     assert "USDT: " in checks["balances_equal_fold"]["detail"]
-    steps[last]["free"]["USDT"] += 1
-    steps[last]["fill"]["commission"] += 1
+    change["free"]["USDT"] += 1
+    fill["commission"] += 1
     with stopped(still, "simulator"):
         path.write_bytes(written(steps))
     code, checks = still.audit()
