@@ -122,7 +122,8 @@ class Stage:
             # Shorter than the defaults, so that what is lost is known to be lost sooner.
             "EXECUTOR_RECV_WINDOW_MS": "3000",
             "EXECUTOR_NOT_FOUND_MARGIN_MS": "500",
-            "EXECUTOR_REST_TIMEOUT_S": "1.5",
+            # As long as that allows: a busy machine must not make an answer an unknown one.
+            "EXECUTOR_REST_TIMEOUT_S": "2.9",
         }
 
     def start(self, *step: str, leads: bool = True, **settings: object) -> Executor:

@@ -85,7 +85,7 @@ def test_whatever_happens_each_signal_has_one_answer_and_the_books_equal_the_acc
             lives += 1
             often = random.randint(1, 2 * SIGNALS // LIVES)
             step = (random.choice(STEPS), "kill", str(often)) if lives <= LIVES else ()
-            executor = stage.start(*step, leads=False, recv_window_ms=1_600, reconcile_s=2)
+            executor = stage.start(*step, leads=False, recv_window_ms=1_600, rest_timeout_s=1.5, reconcile_s=2)
         before = ends(stage)
         for _ in range(random.randint(1, 12)):
             while faults and len(signals) >= faults[0]:

@@ -34,7 +34,7 @@ def test_a_lost_request_is_sent_anew_only_once_it_can_no_longer_arrive(stage: An
 
 
 def test_a_request_that_is_lost_each_time_ends_with_the_attempts(stage: Any) -> None:
-    stage.start(max_attempts=2, recv_window_ms=1_600)
+    stage.start(max_attempts=2, recv_window_ms=1_600, rest_timeout_s=1.5)
     stage.exchange.fault("order_lost_request", count=9)
     signal = stage.signal("BTCUSDT", "BUY")
     stage.answered(signal)
@@ -45,7 +45,7 @@ def test_a_request_that_is_lost_each_time_ends_with_the_attempts(stage: Any) -> 
 
 
 def test_an_answer_that_comes_too_late_is_asked_for(stage: Any) -> None:
-    stage.start()
+    stage.start(rest_timeout_s=1.5)
     stage.exchange.fault("late_answer", path=PATH, seconds=2.5)
     signal = stage.signal("ETHUSDT", "BUY")
     stage.settled(signal)

@@ -75,7 +75,8 @@ def test_a_leader_frozen_after_its_order_can_record_nothing_once_another_leads(s
 
 
 def test_a_leader_that_is_asked_to_stop_finishes_the_order_in_flight(stage: Any) -> None:
-    leader = stage.start()
+    # Patience to spare: a busy machine must not make the answer an unknown one, which the next leader would resolve.
+    leader = stage.start(recv_window_ms=30_000, rest_timeout_s=25)
     stage.exchange.fault("late_answer", path="/api/v3/order", seconds=1)
     signal = stage.signal("BTCUSDT", "BUY")
     stage.wait(lambda: stage.of(signal))
