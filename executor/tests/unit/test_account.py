@@ -4,51 +4,27 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from hypothesis import HealthCheck, given, settings
+from executor_builders import ASSETS, OPENED, fill, intended
+from hypothesis import given
 from hypothesis import strategies as st
 from marketflow_common.events import (
-    AccountOpened,
     OrderEvent,
     OrderIntended,
     SignalSkipped,
     TradingStateChanged,
 )
 from marketflow_executor.account import Account
-from marketflow_executor.books import Assets, Fill
 from marketflow_executor.filters import default_instrument
 from marketflow_executor.orders import Order, Report, Unknown, learn
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""A busy machine makes no test fail."""
-
-ASSETS = {"ETHUSDT": Assets("ETH", "USDT"), "BTCUSDT": Assets("BTC", "USDT")}
-OPENED = AccountOpened("main", "testnet", {"USDT": Decimal(1_000)}, 1)
-
 
 def intent(symbol: str = "ETHUSDT", number: int = 1, account: str = "main") -> OrderIntended:
-    return OrderIntended(
-        account=account,
-        order_id=f"mf-{symbol}{number}-1",
-        signal_id=f"{symbol}{number}",
-        attempt=1,
-        symbol=symbol,
-        side="BUY",
-        order_type="MARKET",
-        qty=Decimal(1),
-        quote_qty=None,
-        price=None,
-        timestamp_ms=1,
-        recv_window_ms=5_000,
-        mode="testnet",
-        signal_close=Decimal(100),
-        signal_last_trade_id=1,
-    )
+    return intended(f"{symbol}{number}", account=account, symbol=symbol)
 
 
 def bought(account: Account, what: OrderIntended) -> list[OrderEvent]:
     """The events of a filled order, given the books so far."""
-    fill = Fill(1, Decimal(100), Decimal(1), Decimal(100), Decimal("0.001"), "ETH", 1)
-    report = Report(1, "FILLED", Decimal(1), (fill,), 1)
+    report = Report(1, "FILLED", Decimal(1), (fill(1, "100", "1", "0.001", "ETH"),), 1)
     return [what, *learn(Order(what), report, account.books, ASSETS[what.symbol], 0).events]
 
 
@@ -100,7 +76,6 @@ def test_signals_are_known_to_be_answered_and_other_accounts_are_passed_over() -
     assert (account.state, account.state_by) == ("HALTED", "who")
 
 
-@UNHURRIED
 @given(st.data())
 def test_the_order_of_partitions_does_not_matter(data: st.DataObject) -> None:
     """Events of different symbols, and of the account itself, lie in different partitions."""
@@ -128,9 +103,9 @@ def test_an_order_or_a_trade_that_is_none_of_ours_is_a_difference_in_words() -> 
     for event in bought(account, intent()):
         account.apply(event)
     balances = dict(account.books.balances)
-    known = Fill(1, Decimal(100), Decimal(1), Decimal(100), Decimal("0.001"), "ETH", 2)
-    strange = Fill(2, Decimal(90), Decimal(3), Decimal(270), Decimal(0), "ETH", 3)
-    before = Fill(2, Decimal(90), Decimal(3), Decimal(270), Decimal(0), "BTC", 1)
+    known = fill(1, "100", "1", "0.001", "ETH", at=2)
+    strange = fill(2, "90", "3", asset="ETH", at=3)
+    before = fill(2, "90", "3", asset="BTC", at=1)
     assert account.differs(balances, {}, {"ETHUSDT": [known]}) == ""
     assert account.differs(balances, {}, {"BTCUSDT": [before]}) == "", "from before the account was opened"
     said = account.differs(balances, {"web-1": "SELL 1 ETHUSDT"}, {"ETHUSDT": [strange]})

@@ -7,25 +7,16 @@ from decimal import Decimal, localcontext
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from executor_builders import ETH, fill
+from hypothesis import given
 from hypothesis import strategies as st
 from marketflow_common.events import Convention, OrderFilled, Side
 from marketflow_common.numbers import EXACT, divide
 from marketflow_executor.books import Assets, Books, Fill, Lot, Position
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""A busy machine makes no test fail."""
-
-ETH = Assets("ETH", "USDT")
-
 
 def with_price(filled: Fill, commission_price: str) -> Fill:
     return msgspec.structs.replace(filled, commission_price=Decimal(commission_price))
-
-
-def fill(number: int, price: str, qty: str, commission: str = "0", asset: str = "USDT") -> Fill:
-    quote = Decimal(price) * Decimal(qty)
-    return Fill(number, Decimal(price), Decimal(qty), quote, Decimal(commission), asset, number)
 
 
 def test_a_position_costs_what_was_paid_and_realizes_by_average_cost() -> None:
@@ -141,7 +132,6 @@ _fills = st.lists(
 )
 
 
-@UNHURRIED
 @given(_fills, st.sampled_from(["average", "fifo"]))
 def test_realized_minus_cost_is_the_change_in_quote_and_the_position_the_change_in_base(
     fills: list[tuple[str, Side, Decimal, Decimal, Decimal, str]], convention: Convention
@@ -180,7 +170,6 @@ def test_realized_minus_cost_is_the_change_in_quote_and_the_position_the_change_
             assert position.qty == by_symbol[symbol][base]
 
 
-@UNHURRIED
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50), st.integers(0, 50)), min_size=1, max_size=12))
 def test_by_fifo_profits_are_those_of_a_queue_of_single_coins(rounds: list[tuple[int, int, int]]) -> None:
     """Bought coin by coin, and sold coin by coin from the front: no division, so no rounding, is involved."""
@@ -201,7 +190,6 @@ def test_by_fifo_profits_are_those_of_a_queue_of_single_coins(rounds: list[tuple
 
 
 @pytest.mark.parametrize("convention", ["average", "fifo"])
-@UNHURRIED
 @given(fills=_fills)
 def test_both_conventions_have_earned_the_same_once_all_is_sold(
     convention: Convention, fills: list[tuple[str, Side, Decimal, Decimal, Decimal, str]]

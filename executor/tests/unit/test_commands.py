@@ -7,43 +7,29 @@ from typing import Any
 
 import msgspec
 import pytest
+from executor_builders import OPENED, instrument, intended, limits, view
 from hypothesis import given
 from hypothesis import strategies as st
 from marketflow_common.commands import signed
 from marketflow_common.events import (
-    AccountOpened,
     Command,
     OrderIntended,
+    Side,
     SignalSkipped,
     TradingState,
     TradingStateChanged,
 )
 from marketflow_executor.account import Account
-from marketflow_executor.books import Assets, Position
+from marketflow_executor.books import Position
 from marketflow_executor.commands import flatten_id, flatten_signal, is_flatten, judge, withheld
-from marketflow_executor.decision import Limits, View, sell_all
-from marketflow_executor.filters import Instrument, Notional, Range
+from marketflow_executor.decision import sell_all
+from marketflow_executor.filters import Instrument
 from marketflow_executor.risk import RECONCILER
 
 SECRET = "shared"
 NOW = 1_000_000_000_000
-LIMITS = Limits(
-    account="main",
-    mode="testnet",
-    order_quote=Decimal(200),
-    max_position_quote=Decimal(1_000),
-    max_exposure_quote=Decimal(2_000),
-    max_signal_age_ms=120_000,
-    max_attempts=3,
-    recv_window_ms=5_000,
-)
-ETH = Instrument(
-    symbol="ETHUSDT",
-    assets=Assets("ETH", "USDT"),
-    trading=True,
-    lot=Range(Decimal("0.0001"), Decimal(900), Decimal("0.0001")),
-    notionals=(Notional("NOTIONAL", Decimal(5)),),
-)
+LIMITS = limits(max_signal_age_ms=120_000)
+ETH = instrument()
 
 
 def command(action: Any, **changes: Any) -> Command:
@@ -122,24 +108,8 @@ def test_commands_expire_by_their_own_word_or_after_five_minutes_and_may_not_com
 # --- orders under a command --------------------------------------------------------------------------
 
 
-def intent(signal_id: str, side: Any = "BUY", attempt: int = 1) -> OrderIntended:
-    return OrderIntended(
-        account="main",
-        order_id=f"mf-{signal_id}-{attempt}",
-        signal_id=signal_id,
-        attempt=attempt,
-        symbol="ETHUSDT",
-        side=side,
-        order_type="MARKET",
-        qty=Decimal(1),
-        quote_qty=None,
-        price=None,
-        timestamp_ms=1,
-        recv_window_ms=5_000,
-        mode="testnet",
-        signal_close=Decimal(2_300),
-        signal_last_trade_id=7,
-    )
+def intent(signal_id: str, side: Side = "BUY") -> OrderIntended:
+    return intended(signal_id, side=side, signal_close=Decimal(2_300), signal_last_trade_id=7)
 
 
 def test_an_intent_that_a_command_overtakes_is_not_sent() -> None:
@@ -159,8 +129,9 @@ def flattened() -> TradingStateChanged:
 
 def test_a_flatten_sells_all_that_is_held_whatever_state_and_size_say() -> None:
     order = flatten_signal(flattened(), "ETHUSDT", Decimal(2_300), 7)
-    view = View(Position(Decimal("1.50001"), Decimal(3_000)), Decimal(3_000), Decimal(0), "HALTED", False)
-    decided = sell_all(order, 1, view, ETH, LIMITS, NOW // 1_000)
+    cost = Decimal(3_000)
+    seen = view(position=Position(Decimal("1.50001"), cost), exposure=cost, free=Decimal(0), state="HALTED")
+    decided = sell_all(order, 1, seen, ETH, LIMITS, NOW // 1_000)
     assert isinstance(decided, OrderIntended)
     assert is_flatten(decided.signal_id)
     assert (decided.side, decided.order_type, decided.qty) == ("SELL", "MARKET", Decimal("1.5"))
@@ -171,8 +142,9 @@ def test_a_flatten_says_why_it_leaves_something() -> None:
     order = flatten_signal(flattened(), "ETHUSDT", Decimal(2_300), 7)
 
     def reason(qty: str, attempt: int = 1, rules: Instrument | None = ETH) -> str:
-        view = View(Position(Decimal(qty), Decimal(1)), Decimal(1), Decimal(0), "REDUCE_ONLY", False)
-        decided = sell_all(order, attempt, view, rules, LIMITS, NOW // 1_000)
+        position = Position(Decimal(qty), Decimal(1))
+        seen = view(position=position, exposure=Decimal(1), free=Decimal(0), state="REDUCE_ONLY")
+        decided = sell_all(order, attempt, seen, rules, LIMITS, NOW // 1_000)
         assert isinstance(decided, SignalSkipped)
         return decided.reason
 
@@ -182,8 +154,8 @@ def test_a_flatten_says_why_it_leaves_something() -> None:
 
 
 def test_the_log_tells_which_commands_were_honoured_and_how_far_a_flatten_has_come() -> None:
-    account = Account("main", {"ETHUSDT": Assets("ETH", "USDT")})
-    account.apply(AccountOpened("main", "testnet", {"USDT": Decimal(1_000)}, 1))
+    account = Account("main", {"ETHUSDT": ETH.assets})
+    account.apply(OPENED)
     order, number = flattened(), flatten_id("c-1", "ETHUSDT")
     account.apply(order)
     assert "c-1" in account.commands

@@ -3,64 +3,28 @@
 from __future__ import annotations
 
 from decimal import Decimal, localcontext
-from typing import Any
 
+import executor_builders
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from executor_builders import OPEN, instrument, limits, view
+from hypothesis import given
 from hypothesis import strategies as st
 from marketflow_common.events import OrderIntended, Signal, SignalSkipped
 from marketflow_common.intervals import MINUTE
 from marketflow_common.numbers import EXACT
-from marketflow_executor.books import Assets, Position
-from marketflow_executor.decision import Limits, View, decide
-from marketflow_executor.filters import Draft, Instrument, Market, Notional, Range
+from marketflow_executor.books import Position
+from marketflow_executor.decision import View, decide
+from marketflow_executor.filters import Draft, Instrument, Market, Range
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""A busy machine makes no test fail."""
-
-OPEN = 28_000_000 * MINUTE
 CLOSE_MS = (OPEN + MINUTE) // 1_000
-LIMITS = Limits(
-    account="main",
-    mode="testnet",
-    order_quote=Decimal(200),
-    max_position_quote=Decimal(1_000),
-    max_exposure_quote=Decimal(2_000),
-    max_signal_age_ms=120_000,
-    max_attempts=3,
-    recv_window_ms=5_000,
-)
-ETH = Instrument(
-    symbol="ETHUSDT",
-    assets=Assets("ETH", "USDT"),
-    trading=True,
-    lot=Range(Decimal("0.0001"), Decimal(900), Decimal("0.0001")),
-    notionals=(Notional("NOTIONAL", Decimal(5)),),
-)
-EMPTY = View(Position(), Decimal(0), Decimal(10_000), "ACTIVE", False)
+LIMITS = limits(max_signal_age_ms=120_000)
+ETH = instrument()
+EMPTY = view()
 
 
 def signal(signal_type: str = "BUY", close: str = "2300") -> Signal:
-    return Signal(
-        id="weak-1",
-        strategy="weak",
-        parameters="",
-        symbol="ETHUSDT",
-        interval="1m",
-        open_time=OPEN,
-        close=Decimal(close),
-        volume=Decimal(1),
-        momentum=Decimal(0),
-        signal_type=signal_type,  # type: ignore[arg-type]
-        last_trade_id=77,
-        levels={},
-        reasons=(),
-    )
-
-
-def view(**changes: Any) -> View:
-    return msgspec.structs.replace(EMPTY, **changes)
+    return executor_builders.signal(id="weak-1", signal_type=signal_type, close=Decimal(close), last_trade_id=77)
 
 
 def held(qty: str, cost: str) -> View:
@@ -117,15 +81,14 @@ def test_a_sale_is_the_order_size_and_takes_a_rest_along_that_could_not_be_sold_
 def test_an_old_signal_is_not_traded_by_the_exchanges_clock_and_an_age_of_zero_is_no_limit() -> None:
     assert skipped(signal(), now_ms=CLOSE_MS + 120_001) == "too_old"
     decided(signal(), now_ms=CLOSE_MS + 120_000)
-    unlimited = msgspec.structs.replace(LIMITS, max_signal_age_ms=0)
-    assert isinstance(decide(signal(), 1, EMPTY, ETH, unlimited, CLOSE_MS * 2), OrderIntended)
+    assert isinstance(decide(signal(), 1, EMPTY, ETH, limits(max_signal_age_ms=0), CLOSE_MS * 2), OrderIntended)
 
 
 @pytest.mark.parametrize(
     ("seen", "instrument", "attempt", "side", "reason"),
     [
         (EMPTY, None, 1, "BUY", "unknown_symbol"),
-        (EMPTY, msgspec.structs.replace(ETH, trading=False), 1, "BUY", "symbol_not_trading"),
+        (EMPTY, instrument(trading=False), 1, "BUY", "symbol_not_trading"),
         (view(state="HALTED"), ETH, 1, "BUY", "halted"),
         (view(state="HALTED"), ETH, 1, "SELL", "halted"),
         (view(state="REDUCE_ONLY"), ETH, 1, "BUY", "reduce_only"),
@@ -147,7 +110,6 @@ def test_positions_may_still_be_reduced_when_only_that_is_allowed() -> None:
 _money = st.decimals(min_value=0, max_value=5_000, places=2)
 
 
-@UNHURRIED
 @given(
     side=st.sampled_from(["BUY", "SELL"]),
     close=st.decimals(min_value="0.0001", max_value="90000", places=4),
@@ -164,13 +126,13 @@ def test_whatever_is_ordered_obeys_filters_limits_and_what_is_there(
     free: Decimal,
     step: str,
 ) -> None:
-    instrument = msgspec.structs.replace(ETH, lot=Range(Decimal(step), Decimal(0), Decimal(step)))
-    seen = View(Position(*position), exposure + position[1], free, "ACTIVE", False)
-    result = decide(signal(side, f"{close:f}"), 1, seen, instrument, LIMITS, CLOSE_MS)
+    rules = instrument(lot=Range(Decimal(step), Decimal(0), Decimal(step)))
+    seen = view(position=Position(*position), exposure=exposure + position[1], free=free)
+    result = decide(signal(side, f"{close:f}"), 1, seen, rules, LIMITS, CLOSE_MS)
     if isinstance(result, SignalSkipped):
         return
     assert result.qty is not None
-    assert instrument.refusal(Draft(result.side, "MARKET", result.qty), Market(close)) is None
+    assert rules.refusal(Draft(result.side, "MARKET", result.qty), Market(close)) is None
     with localcontext(EXACT):
         if side == "SELL":
             assert result.qty <= position[0]

@@ -7,26 +7,16 @@ from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
+import executor_builders
 import pytest
-from marketflow_common.events import AccountOpened, Command, OrderEvent, OrderIntended, Signal, SignalSkipped
+from executor_builders import OPENED, fill, limits
+from marketflow_common.events import Command, OrderEvent, OrderIntended, Signal, SignalSkipped
 from marketflow_common.settings import KafkaSettings
-from marketflow_executor.books import Fill
-from marketflow_executor.decision import Limits
 from marketflow_executor.engine import Engine
 from marketflow_executor.filters import default_instrument
 from marketflow_executor.orders import Answer, Report
 
 NOW_MS = 1_700_000_000_000
-LIMITS = Limits(
-    account="main",
-    mode="testnet",
-    order_quote=Decimal(200),
-    max_position_quote=Decimal(1_000),
-    max_exposure_quote=Decimal(2_000),
-    max_signal_age_ms=0,
-    max_attempts=3,
-    recv_window_ms=5_000,
-)
 
 
 class Market:
@@ -46,9 +36,8 @@ class Market:
 
     def place(self, intent: OrderIntended) -> Answer:
         self.placed.append(intent)
-        number, qty = len(self.placed), intent.qty or Decimal(0)
-        fill = Fill(number, Decimal(100), qty, 100 * qty, Decimal(0), "USDT", NOW_MS * 1_000)
-        return Report(number, "FILLED", qty, (fill,), NOW_MS * 1_000)
+        number, qty, at = len(self.placed), intent.qty or Decimal(0), NOW_MS * 1_000
+        return Report(number, "FILLED", qty, (fill(number, "100", qty, at=at),), at)
 
 
 class Reader:
@@ -70,7 +59,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Any:
     exchange: Any = market
     engine = Engine(
         KafkaSettings(),
-        LIMITS,
+        limits(),
         exchange,
         health,
         lambda: True,
@@ -88,24 +77,12 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(engine, "_commit", commit)
     monkeypatch.setattr(engine, "_commands", reader)
     engine.account.assets["ETHUSDT"] = default_instrument("ETHUSDT").assets
-    commit([AccountOpened("main", "testnet", {"USDT": Decimal(1_000)}, 1)])
+    commit([OPENED])
     return SimpleNamespace(engine=engine, market=market, reader=reader, log=log)
 
 
 def signal(number: int = 1) -> Signal:
-    values: dict[str, Any] = {"levels": {}, "reasons": (), "volume": Decimal(1), "momentum": Decimal(0)}
-    return Signal(
-        id=f"s-{number}",
-        strategy="test",
-        parameters="",
-        symbol="ETHUSDT",
-        interval="1m",
-        open_time=0,
-        close=Decimal(100),
-        signal_type="BUY",
-        last_trade_id=7,
-        **values,
-    )
+    return executor_builders.signal(id=f"s-{number}", open_time=0, last_trade_id=7)
 
 
 def command(action: Any, number: int = 1) -> Command:

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 
 import httpx
 import pytest
+from executor_builders import intended
 from marketflow_common.events import OrderIntended
 from marketflow_common.signing import hmac_sha256
 from marketflow_executor.books import Fill
@@ -42,23 +43,13 @@ PLACED = {
 
 def intent(**changes: Any) -> OrderIntended:
     values: dict[str, Any] = {
-        "account": "main",
-        "order_id": "mf-s-1",
-        "signal_id": "s",
-        "attempt": 1,
         "symbol": "BTCUSDT",
         "side": "SELL",
-        "order_type": "MARKET",
         "qty": Decimal("10.00000000"),
-        "quote_qty": None,
-        "price": None,
         "timestamp_ms": 1507725176000,
-        "recv_window_ms": 5000,
-        "mode": "testnet",
         "signal_close": Decimal(4000),
-        "signal_last_trade_id": 1,
     }
-    return OrderIntended(**(values | changes))
+    return intended(**(values | changes))
 
 
 def error(status: int, code: int, message: str = "no", headers: dict[str, str] | None = None) -> httpx.Response:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from marketflow_common.events import OrderType, Side
 from marketflow_common.numbers import EXACT, NotANumber
@@ -23,9 +23,6 @@ from marketflow_executor.filters import (
     default_instrument,
     read_instrument,
 )
-
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""A busy machine makes no test fail."""
 
 
 def info(**changes: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +208,6 @@ def whole(units: int) -> Decimal:
     return D(units).scaleb(-8)
 
 
-@UNHURRIED
 @given(
     lot=st.tuples(st.integers(0, 10**6), st.integers(0, 10**9), st.integers(0, 10**6)),
     market_lot=st.tuples(st.integers(0, 10**6), st.integers(0, 10**9), st.integers(0, 10**6)),
@@ -327,7 +323,6 @@ def test_an_order_passes_if_and_only_if_an_independent_check_in_whole_numbers_le
 _small = st.integers(min_value=0, max_value=12)
 
 
-@UNHURRIED
 @given(
     lot=st.tuples(_small, _small, st.integers(1, 4)),
     prices=st.tuples(_small, _small, st.integers(1, 4)),

@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from executor_builders import Life, intended
 from marketflow_common.codec import schema_of
 from marketflow_common.events import OrderCanceled, OrderEvent, OrderExpired, OrderIntended, OrderRejected
-from marketflow_executor.books import Assets, Books
 from marketflow_executor.messages import (
     ListReport,
     Named,
@@ -32,28 +32,13 @@ from marketflow_executor.messages import (
     read_trade,
     replace_request,
 )
-from marketflow_executor.orders import Answer, NotCancelled, NotTried, Order, Refused, Report, Update, learn
+from marketflow_executor.orders import Answer, NotCancelled, NotTried, Refused, Report, Update
 
 MESSAGES: dict[str, Any] = json.loads((Path(__file__).parent / "binance" / "messages.json").read_text())
 T = 1_760_000_000_000
 D = Decimal
-INTENT = OrderIntended(
-    account="main",
-    order_id="mf-s-1",
-    signal_id="s",
-    attempt=1,
-    symbol="ETHUSDT",
-    side="BUY",
-    order_type="LIMIT",
-    qty=D(3),
-    quote_qty=None,
-    price=D("2300.5"),
-    timestamp_ms=T,
-    recv_window_ms=5_000,
-    mode="testnet",
-    signal_close=D(2300),
-    signal_last_trade_id=1,
-    time_in_force="GTC",
+INTENT = intended(
+    order_type="LIMIT", qty=D(3), price=D("2300.5"), time_in_force="GTC", timestamp_ms=T, signal_close=D(2300)
 )
 READERS = {
     "report_": read_execution,
@@ -73,17 +58,11 @@ def read(name: str, **changes: Any) -> Any:
 
 def folded(*answers: Answer) -> tuple[list[OrderEvent], str]:
     """The events of an order that hears these answers, and the last verdict."""
-    order, books, evidence, log = Order(INTENT), Books(), None, list[OrderEvent]()
-    verdict = ""
+    life, evidence, verdict = Life(INTENT), None, ""
     for answer in answers:
-        learned = learn(order, answer, books, Assets("ETH", "USDT"), 0, evidence)
+        learned = life.hear(answer, evidence)
         verdict, evidence = learned.verdict, learned.evidence
-        for event in learned.events:
-            order = order.follow(event)
-            log.append(event)
-            if schema_of(event) == "order_filled":
-                books, _ = books.fold(event, Assets("ETH", "USDT"))  # type: ignore[arg-type]
-    return log, verdict
+    return life.log, verdict
 
 
 def kinds(log: list[OrderEvent]) -> list[str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import executor_builders
 import msgspec
-from hypothesis import HealthCheck, given, settings
+from executor_builders import ETH, Life, intended
+from hypothesis import given
 from hypothesis import strategies as st
 from marketflow_common.codec import schema_of
 from marketflow_common.events import OrderEvent, OrderFilled, OrderIntended
-from marketflow_executor.books import Assets, Books, Fill
+from marketflow_executor.books import Books, Fill
 from marketflow_executor.orders import (
     Answer,
     Evidence,
@@ -29,32 +31,12 @@ from marketflow_executor.orders import (
     order_id,
 )
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""A busy machine makes no test fail."""
-
-ETH = Assets("ETH", "USDT")
 MARGIN_MS = 1_000
-INTENT = OrderIntended(
-    account="main",
-    order_id="mf-s-1",
-    signal_id="s",
-    attempt=1,
-    symbol="ETHUSDT",
-    side="BUY",
-    order_type="MARKET",
-    qty=Decimal(3),
-    quote_qty=None,
-    price=None,
-    timestamp_ms=10_000,
-    recv_window_ms=5_000,
-    mode="testnet",
-    signal_close=Decimal(100),
-    signal_last_trade_id=1,
-)
+INTENT = intended(qty=Decimal(3), timestamp_ms=10_000)
 
 
 def fill(number: int, qty: int = 1) -> Fill:
-    return Fill(number, Decimal(100), Decimal(qty), Decimal(100 * qty), Decimal("0.001"), "ETH", number)
+    return executor_builders.fill(number, "100", str(qty), "0.001", "ETH")
 
 
 def told(answer: Answer, order: Order | None = None) -> Learned:
@@ -136,27 +118,12 @@ _truth = st.lists(st.integers(min_value=1, max_value=3), min_size=1, max_size=4)
 _noise = st.sampled_from(["unknown", "throttled", "early", "report", "half"])
 
 
-@UNHURRIED
 @given(parts=_truth, steps=st.lists(st.tuples(_noise, st.integers(0, 4)), max_size=20), ends=st.sampled_from("FCE"))
 def test_whatever_comes_in_between_the_log_ends_up_with_every_fill_once(
     parts: list[int], steps: list[tuple[str, int]], ends: str
 ) -> None:
     fills = [fill(number, qty) for number, qty in enumerate(parts, start=1)]
-    order, books, log = Order(INTENT), Books(), list[object]()
-    known = 0
-
-    def hear(answer: Answer) -> Learned:
-        nonlocal order, books
-        learned = learn(order, answer, books, ETH, MARGIN_MS)
-        for event in learned.events:
-            log.append(event)
-            order = order.follow(event)
-            if isinstance(event, OrderFilled):
-                books, difference = books.fold(event, ETH)
-                assert difference is None
-        assert order.ended == (learned.verdict == "ended")
-        return learned
-
+    life, known = Life(INTENT, MARGIN_MS), 0
     for what, count in steps:
         known = max(known, min(count, len(fills) - 1))
         executed = sum((f.qty for f in fills[:known]), Decimal(0))
@@ -170,14 +137,14 @@ def test_whatever_comes_in_between_the_log_ends_up_with_every_fill_once(
             answer = Report(7, "PARTIALLY_FILLED", executed + 1, tuple(fills[:known]), 5)
         else:
             answer = Report(7, "PARTIALLY_FILLED" if known else "NEW", executed, tuple(fills[:known]), 5)
-        assert hear(answer).verdict in ("unknown", "throttled", "open")
+        assert life.hear(answer).verdict in ("unknown", "throttled", "open")
     last = fills if ends == "F" else fills[:known]
     status = {"F": "FILLED", "C": "CANCELED", "E": "EXPIRED"}[ends]
     executed = sum((f.qty for f in last), Decimal(0))
-    assert hear(Report(7, status, executed, tuple(last), 6)).verdict == "ended"  # type: ignore[arg-type]
-    assert [e.fill_id for e in log if isinstance(e, OrderFilled)] == [f.fill_id for f in last]
-    assert sum(1 for e in log if schema_of(e) == "order_unresolved") <= 1  # type: ignore[arg-type]
-    assert sum(1 for e in log if schema_of(e) == "order_accepted") == 1  # type: ignore[arg-type]
+    assert life.hear(Report(7, status, executed, tuple(last), 6)).verdict == "ended"  # type: ignore[arg-type]
+    assert [e.fill_id for e in life.log if isinstance(e, OrderFilled)] == [f.fill_id for f in last]
+    assert sum(1 for e in life.log if schema_of(e) == "order_unresolved") <= 1
+    assert sum(1 for e in life.log if schema_of(e) == "order_accepted") == 1
 
 
 def test_a_fill_waits_for_the_one_before_it_and_is_booked_once() -> None:
@@ -261,7 +228,6 @@ def story(parts: list[int], rest: int, end: Status | None) -> tuple[OrderIntende
     return intent, messages, last
 
 
-@UNHURRIED
 @given(
     parts=_parts,
     rest=st.integers(0, 3),
@@ -277,25 +243,15 @@ def test_in_whatever_order_and_however_often_messages_come_the_events_are_the_sa
     noise: list[Answer] = [Unknown("lost"), Throttled(1), NotThere(INTENT.timestamp_ms)]
 
     def lived(answers: list[Answer], crashes: bool) -> tuple[list[OrderEvent], Order, Books]:
-        order, books, evidence = Order(intent), Books(), Evidence()
-        log: list[OrderEvent] = []
+        life, evidence = Life(intent, MARGIN_MS), Evidence()
         for answer in answers:
-            learned = learn(order, answer, books, ETH, MARGIN_MS, evidence)
-            evidence = learned.evidence
-            for event in learned.events:
-                assert not order.ended
-                log.append(event)
-                order = order.follow(event)
-                if isinstance(event, OrderFilled):
-                    books, difference = books.fold(event, ETH)
-                    assert difference is None
-            assert order.ended == (learned.verdict == "ended")
+            evidence = life.hear(answer, evidence).evidence
             if crashes and data.draw(st.integers(0, 4)) == 0:
                 # Only the log is left: the order is folded from it, and what waited is forgotten.
-                evidence, order = Evidence(), Order(intent)
-                for event in log:
-                    order = order.follow(event)
-        return [e for e in log if schema_of(e) != "order_unresolved"], order, books
+                evidence, life.order = Evidence(), Order(intent)
+                for event in life.log:
+                    life.order = life.order.follow(event)
+        return [e for e in life.log if schema_of(e) != "order_unresolved"], life.order, life.books
 
     expected, ended, books = lived([last], False)
     heard = data.draw(st.lists(st.sampled_from(messages + noise), max_size=25))
@@ -307,21 +263,14 @@ def test_in_whatever_order_and_however_often_messages_come_the_events_are_the_sa
     assert sum(e.complete for e in log if isinstance(e, OrderFilled)) == (rest == 0)
 
 
-@UNHURRIED
 @given(parts=_parts, rest=st.integers(1, 3), end=st.sampled_from(["CANCELED", "EXPIRED"]), data=st.data())
 def test_the_stream_alone_tells_all_in_any_order(parts: list[int], rest: int, end: Status, data: st.DataObject) -> None:
     intent, messages, last = story(parts, rest, end)
     reports = [
         m for m in messages if isinstance(m, Update) and m.at is not None and (m.fill or m.status in (end, "NEW"))
     ]
-    order, books, evidence, log = Order(intent), Books(), Evidence(), list[OrderEvent]()
+    life, evidence = Life(intent, MARGIN_MS), Evidence()
     for answer in data.draw(st.permutations(reports)):
-        learned = learn(order, answer, books, ETH, MARGIN_MS, evidence)
-        evidence = learned.evidence
-        for event in learned.events:
-            log.append(event)
-            order = order.follow(event)
-            if isinstance(event, OrderFilled):
-                books, _ = books.fold(event, ETH)
-    assert order.ended
-    assert log == list(learn(Order(intent), last, Books(), ETH, MARGIN_MS).events)
+        evidence = life.hear(answer, evidence).evidence
+    assert life.order.ended
+    assert life.log == list(learn(Order(intent), last, Books(), ETH, MARGIN_MS).events)

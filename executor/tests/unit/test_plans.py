@@ -6,49 +6,25 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
-from hypothesis import HealthCheck, given, settings
+from executor_builders import instrument, intended
+from hypothesis import given
 from hypothesis import strategies as st
 from marketflow_common.events import OrderIntended, Side
 from marketflow_executor.account import Account
-from marketflow_executor.books import Assets
-from marketflow_executor.filters import Draft, Instrument, Market, Notional, Range, Refusal
+from marketflow_executor.filters import Draft, Market, Range, Refusal
 from marketflow_executor.messages import in_place, oco_request
 from marketflow_executor.orders import Order
 from marketflow_executor.plans import chase, protect
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""A busy machine makes no test fail."""
-
 D = Decimal
-ETH = Instrument(
-    "ETHUSDT",
-    Assets("ETH", "USDT"),
-    True,
+ETH = instrument(
     lot=Range(D("0.01"), D(1_000), D("0.01")),
     prices=Range(D("0.5"), D(100_000), D("0.5")),
-    notionals=(Notional("NOTIONAL", D(5)),),
     max_orders=3,
     max_algo_orders=1,
     max_position=D(10),
 )
-ENTRY = OrderIntended(
-    account="main",
-    order_id="mf-s-1",
-    signal_id="s",
-    attempt=1,
-    symbol="ETHUSDT",
-    side="BUY",
-    order_type="LIMIT",
-    qty=D(2),
-    quote_qty=None,
-    price=D(100),
-    timestamp_ms=1,
-    recv_window_ms=5_000,
-    mode="testnet",
-    signal_close=D(100),
-    signal_last_trade_id=1,
-    time_in_force="GTC",
-)
+ENTRY = intended(order_type="LIMIT", qty=D(2), price=D(100), time_in_force="GTC")
 AT_100 = Market(D(100))
 
 
@@ -142,7 +118,6 @@ def test_the_account_knows_what_its_filters_look_at() -> None:
     assert account.market("ETHUSDT", D(7)) == Market(D(7), open_orders=2, open_algo_orders=1, base=D(0), open_buys=D(4))
 
 
-@UNHURRIED
 @given(
     side=st.sampled_from(["BUY", "SELL"]),
     price=st.integers(50, 150),
@@ -166,7 +141,6 @@ def test_no_price_is_beyond_the_bound_or_further_than_before_and_no_quantity_mor
     assert ETH.refusal(Draft(side, "LIMIT", found.qty, found.price), Market(D(100), base=D(5))) is None
 
 
-@UNHURRIED
 @given(
     held=st.decimals(min_value=0, max_value=2_000, places=4),
     stop=st.decimals(min_value="0.01", max_value=120, places=2),

@@ -5,54 +5,40 @@ from __future__ import annotations
 from decimal import Decimal, localcontext
 from typing import Any
 
-import msgspec
+import executor_builders
 import pytest
-from hypothesis import HealthCheck, given, settings
+from executor_builders import ASSETS, OPENED, fill, intended, limits
+from hypothesis import given
 from hypothesis import strategies as st
 from marketflow_common.events import (
-    AccountOpened,
     OrderEvent,
     OrderIntended,
     OrderType,
     Side,
-    Signal,
     SignalSkipped,
     TradingStateChanged,
 )
 from marketflow_common.intervals import MINUTE
 from marketflow_common.numbers import EXACT
 from marketflow_executor.account import Account
-from marketflow_executor.books import Assets, Fill
-from marketflow_executor.decision import Limits, decide, supervised
+from marketflow_executor.decision import decide, supervised
 from marketflow_executor.filters import default_instrument
 from marketflow_executor.orders import Order, Report, learn
 from marketflow_executor.risk import DAILY_LOSS, DRAWDOWN, RECONCILER, Entry, Path, RiskLimits, Standing
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""A busy machine makes no test fail."""
-
 DAY_MS = 86_400_000
 NOON = 19_000 * DAY_MS + DAY_MS // 2
-ASSETS = {"ETHUSDT": Assets("ETH", "USDT"), "BTCUSDT": Assets("BTC", "USDT")}
 ETH = default_instrument("ETHUSDT")
-OPENED = AccountOpened("main", "testnet", {"USDT": Decimal(1_000)}, 1)
-LIMITS = Limits(
-    account="main",
-    mode="testnet",
-    order_quote=Decimal(100),
-    max_position_quote=Decimal(10_000),
-    max_exposure_quote=Decimal(10_000),
-    max_signal_age_ms=0,
-    max_attempts=3,
-    recv_window_ms=5_000,
-)
+PLENTY = Decimal(10_000)
 
 
 class Desk:
     """An account that takes in what is decided, and the log of it."""
 
     def __init__(self, **risk: Any) -> None:
-        self.limits = msgspec.structs.replace(LIMITS, risk=RiskLimits(**risk))
+        self.limits = limits(
+            order_quote=Decimal(100), max_position_quote=PLENTY, max_exposure_quote=PLENTY, risk=RiskLimits(**risk)
+        )
         self.account = Account("main", dict(ASSETS))
         self.log: list[OrderEvent] = []
         self._count = 0
@@ -74,47 +60,29 @@ class Desk:
     ) -> None:
         """An order that fills at once."""
         self._count += 1
-        amount, at = Decimal(qty), Decimal(price)
-        intent = OrderIntended(
-            account="main",
-            order_id=f"mf-t{self._count}-1",
-            signal_id=f"t{self._count}",
-            attempt=1,
+        intent = intended(
+            f"t{self._count}",
             symbol=symbol,
             side=side,
-            order_type="MARKET",
-            qty=amount,
-            quote_qty=None,
-            price=None,
+            qty=Decimal(qty),
             timestamp_ms=now_ms,
-            recv_window_ms=5_000,
-            mode="testnet",
-            signal_close=at,
-            signal_last_trade_id=1,
+            signal_close=Decimal(price),
             exchange_type=exchange_type,
         )
         self.take(intent)
-        fill = Fill(self._count, at, amount, amount * at, Decimal(0), "USDT", now_ms * 1_000)
-        report = Report(self._count, "FILLED", amount, (fill,), now_ms * 1_000)
+        at = now_ms * 1_000
+        report = Report(self._count, "FILLED", Decimal(qty), (fill(self._count, price, qty, at=at),), at)
         self.take(*learn(Order(intent), report, self.account.books, ASSETS[symbol], 0).events)
 
     def signal(self, side: Side, close: str, now_ms: int = NOON, symbol: str = "ETHUSDT") -> list[OrderEvent]:
         """What a signal leads to; it is taken into the log."""
         self._count += 1
-        signal = Signal(
+        signal = executor_builders.signal(
             id=f"s{self._count}",
-            strategy="test",
-            parameters="",
             symbol=symbol,
-            interval="1m",
             open_time=(now_ms * 1_000 // MINUTE - 1) * MINUTE,
             close=Decimal(close),
-            volume=Decimal(1),
-            momentum=Decimal(0),
             signal_type=side,
-            last_trade_id=1,
-            levels={},
-            reasons=(),
         )
         instrument = default_instrument(symbol)
         view = self.account.view(symbol, instrument, now_ms=now_ms, close=signal.close)
@@ -320,7 +288,6 @@ def naive(entries: list[Entry], now: Entry) -> tuple[Decimal, Decimal, Decimal, 
     return 50 + realized + unrealized, 50 + peak, realized - start[0], unrealized - start[1]
 
 
-@UNHURRIED
 @given(_entries, st.data())
 def test_the_path_of_equity_is_the_same_in_whatever_order_its_parts_come(
     values: list[tuple[int, str, int, int, int, int]], data: st.DataObject
@@ -370,7 +337,6 @@ _days = st.lists(
 )
 
 
-@UNHURRIED
 @given(_days, st.data())
 def test_a_new_leader_that_reads_the_log_decides_as_the_old_one_would_have(
     days: list[tuple[Side, str, int, int, bool]], data: st.DataObject

@@ -5,65 +5,37 @@ from __future__ import annotations
 from decimal import Decimal, localcontext
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+import executor_builders
+from executor_builders import OPEN, instrument, limits, view
+from hypothesis import given
 from hypothesis import strategies as st
 from marketflow_common.events import OrderIntended, Side, Signal, SignalSkipped
 from marketflow_common.intervals import MINUTE
 from marketflow_common.numbers import EXACT
-from marketflow_executor.books import Assets, Position
-from marketflow_executor.decision import Limits, View, decide
-from marketflow_executor.filters import Instrument, Notional, Range
+from marketflow_executor.books import Position
+from marketflow_executor.decision import decide
+from marketflow_executor.filters import Range
 from marketflow_executor.risk import Standing
 from marketflow_executor.sizing import Sizing, stop_price, worth
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""A busy machine makes no test fail."""
-
 D = Decimal
-ETH = Instrument(
-    "ETHUSDT",
-    Assets("ETH", "USDT"),
-    True,
-    lot=Range(D("0.0001"), D(9_000), D("0.0001")),
-    notionals=(Notional("NOTIONAL", D(5)),),
-)
+ETH = instrument(lot=Range(D("0.0001"), D(9_000), D("0.0001")))
 STANDING = Standing(quote="USDT", equity=D(10_000), peak=D(10_000))
 
 
 def signal(side: Side = "BUY", close: str = "100", **levels: str) -> Signal:
-    return Signal(
-        id="s",
-        strategy="test",
-        parameters="",
-        symbol="ETHUSDT",
-        interval="1m",
-        open_time=28_000_000 * MINUTE,
-        close=D(close),
-        volume=D(1),
-        momentum=D(0),
-        signal_type=side,
-        last_trade_id=1,
-        levels={name: D(level) for name, level in levels.items()},
-        reasons=(),
+    return executor_builders.signal(
+        signal_type=side, close=D(close), levels={name: D(level) for name, level in levels.items()}
     )
 
 
 def decided(
     what: Signal, sizing: Sizing, standing: Standing = STANDING, position: Position | None = None
 ) -> OrderIntended | SignalSkipped:
-    limits = Limits(
-        account="main",
-        mode="testnet",
-        order_quote=D(200),
-        max_position_quote=D(10**12),
-        max_exposure_quote=D(10**12),
-        max_signal_age_ms=0,
-        max_attempts=3,
-        recv_window_ms=5_000,
-        sizing=sizing,
-    )
-    view = View(position or Position(), D(0), D(10**12), "ACTIVE", False, standing=standing)
-    return decide(what, 1, view, ETH, limits, 28_000_001 * MINUTE // 1_000)
+    plenty = D(10**12)
+    allowed = limits(max_position_quote=plenty, max_exposure_quote=plenty, sizing=sizing)
+    seen = view(position=position or Position(), free=plenty, standing=standing)
+    return decide(what, 1, seen, ETH, allowed, (OPEN + MINUTE) // 1_000)
 
 
 def qty(what: Signal, sizing: Sizing, **more: Any) -> Decimal | None:
@@ -114,7 +86,6 @@ def test_without_equity_or_a_stop_nothing_is_sized() -> None:
 _pct = st.decimals(min_value="0.01", max_value="99.99", places=2)
 
 
-@UNHURRIED
 @given(
     close=st.decimals(min_value="0.01", max_value="90000", places=4),
     equity=st.decimals(min_value="0.01", max_value=10**7, places=8),
