@@ -5,7 +5,7 @@ from typing import Any
 
 from marketflow_simulator.amounts import text8
 from marketflow_simulator.records import Change, Execution, Order, OrderList
-from marketflow_simulator.views import signed8
+from marketflow_simulator.views import conditional, signed8
 
 
 def events_of(changes: Sequence[Change], orders: dict[int, Order], now_ms: int) -> list[dict[str, Any]]:
@@ -76,13 +76,7 @@ def execution_report(change: Change, order: Order, how: Execution, now_ms: int) 
     }
     if order.working:
         event["W"] = order.working_ms
-    if order.strategy_id is not None:
-        event["j"] = order.strategy_id
-    if order.strategy_type is not None:
-        event["J"] = order.strategy_type
-    if order.expiry_reason is not None:
-        event["eR"] = order.expiry_reason
-    return event
+    return event | conditional(order, "j", "J", "eR")
 
 
 def list_status(found: OrderList, orders: dict[int, Order], now_ms: int) -> dict[str, Any]:

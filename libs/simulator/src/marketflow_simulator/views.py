@@ -13,36 +13,39 @@ def order_json(order: Order) -> dict[str, Any]:
         "orderId": order.order_id,
         "orderListId": order.list_id,
         "clientOrderId": order.client_order_id,
-        "price": text8(order.price),
-        "origQty": text8(order.qty),
-        "executedQty": text8(order.executed),
-        "cummulativeQuoteQty": text8(order.quote_executed),
-        "status": order.status,
-        "timeInForce": order.time_in_force,
-        "type": order.type,
-        "side": order.side,
+        **_standing(order),
         "stopPrice": text8(order.stop_price),
         "icebergQty": text8(0),
         "time": order.time_ms,
         "updateTime": order.update_ms,
         "isWorking": order.working,
         "workingTime": order.working_ms if order.working else -1,
-        "origQuoteOrderQty": text8(order.quote_qty),
         "selfTradePreventionMode": order.stp,
-        **_conditional(order),
+        **conditional(order),
     }
 
 
-def _conditional(order: Order) -> dict[str, Any]:
-    """Fields that an answer has only where they mean something ("Conditional fields in Order Responses")."""
-    found: dict[str, Any] = {}
-    if order.strategy_id is not None:
-        found["strategyId"] = order.strategy_id
-    if order.strategy_type is not None:
-        found["strategyType"] = order.strategy_type
-    if order.expiry_reason is not None:
-        found["expiryReason"] = order.expiry_reason
-    return found
+def _standing(order: Order) -> dict[str, Any]:
+    """What every answer about an order says: what was asked for, and what has become of it."""
+    return {
+        "price": text8(order.price),
+        "origQty": text8(order.qty),
+        "executedQty": text8(order.executed),
+        "origQuoteOrderQty": text8(order.quote_qty),
+        "cummulativeQuoteQty": text8(order.quote_executed),
+        "status": order.status,
+        "timeInForce": order.time_in_force,
+        "type": order.type,
+        "side": order.side,
+    }
+
+
+def conditional(
+    order: Order, strategy_id: str = "strategyId", strategy_type: str = "strategyType", expiry: str = "expiryReason"
+) -> dict[str, Any]:
+    """Fields by these names, only where they mean something ("Conditional fields in Order Responses")."""
+    found = {strategy_id: order.strategy_id, strategy_type: order.strategy_type, expiry: order.expiry_reason}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _stop(order: Order) -> dict[str, Any]:
@@ -61,19 +64,11 @@ def placed_json(order: Order, fills: list[Fill], response: str) -> dict[str, Any
     if response == "ACK":
         return answer
     answer |= {
-        "price": text8(order.price),
-        "origQty": text8(order.qty),
-        "executedQty": text8(order.executed),
-        "origQuoteOrderQty": text8(order.quote_qty),
-        "cummulativeQuoteQty": text8(order.quote_executed),
-        "status": order.status,
-        "timeInForce": order.time_in_force,
-        "type": order.type,
-        "side": order.side,
+        **_standing(order),
         **_stop(order),
         "workingTime": order.working_ms if order.working else -1,
         "selfTradePreventionMode": order.stp,
-        **_conditional(order),
+        **conditional(order),
     }
     if response == "FULL":
         answer["fills"] = [
@@ -98,18 +93,10 @@ def canceled_json(order: Order, client_id: str) -> dict[str, Any]:
         "orderListId": order.list_id,
         "clientOrderId": client_id,
         "transactTime": order.update_ms,
-        "price": text8(order.price),
-        "origQty": text8(order.qty),
-        "executedQty": text8(order.executed),
-        "origQuoteOrderQty": text8(order.quote_qty),
-        "cummulativeQuoteQty": text8(order.quote_executed),
-        "status": order.status,
-        "timeInForce": order.time_in_force,
-        "type": order.type,
-        "side": order.side,
+        **_standing(order),
         **_stop(order),
         "selfTradePreventionMode": order.stp,
-        **_conditional(order),
+        **conditional(order),
     }
 
 
