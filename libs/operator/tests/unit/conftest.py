@@ -1,22 +1,27 @@
-"""A small world that is right in everything, for tests to damage one thing at a time.
+"""A small world that is right in everything, for tests to damage one thing at a time; and the command line.
 
-Made by plain code of its own: three symbols, some minutes of trades from a seed, and all that follows from them.
+The world is made by plain code of its own: three symbols, some minutes of trades from a seed, and all that follows from
+them.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from marketflow_common import codec, events
 from marketflow_common.topics import ALL, partition_of
+from marketflow_operator import cli
 from marketflow_operator.audit.books import Position, fold_position
 from marketflow_operator.audit.model import (
     Evidence,
@@ -32,6 +37,7 @@ from marketflow_operator.audit.model import (
     Where,
 )
 from marketflow_operator.audit.model import Position as LoadPosition
+from typer.testing import CliRunner
 
 MINUTE = 60_000_000
 START = 1_723_161_300_000_000  # 2024-08-08 23:55:00
@@ -336,3 +342,22 @@ def edit() -> Callable[..., Evidence]:
         return replace(evidence, records={**evidence.records, topic: records})
 
     return apply
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """The command line in this process, without any setting but a state folder of its own.
+
+    ``run("status")`` -> (code, text).
+    """
+    for name in list(os.environ):
+        if name.startswith("MARKETFLOW_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("MARKETFLOW_STACK_STATE", str(tmp_path / "state"))
+
+    def invoke(*arguments: str) -> tuple[int, str]:
+        cli.err.file, cli.out.file = None, None  # type: ignore[assignment]  # the streams of this invocation
+        found = CliRunner().invoke(cli.app, list(arguments))
+        return found.exit_code, re.sub(r"\x1b\[[0-9;]*m", "", found.output)
+
+    return invoke

@@ -22,26 +22,9 @@ from marketflow_operator.targets import of_stack
 from marketflow_stack.processes import free_port
 from marketflow_stack.stack import Ports, StackConfig
 from rich.console import Console
-from typer.testing import CliRunner
 
 LINE = '1723161255611000000 {"stream":"ethusdt@trade","data":{"e":"trade","E":1723161255612,"s":"ETHUSDT","t":%d,'
 LINE += '"p":"2683.80000000","q":"0.01000000","T":1723161255611,"m":true,"M":true}}\n'
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The command line in this process, with a state folder of its own: ``run("status")`` -> (code, text)."""
-    for name in list(os.environ):
-        if name.startswith("MARKETFLOW_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("MARKETFLOW_STACK_STATE", str(tmp_path / "state"))
-
-    def invoke(*arguments: str) -> tuple[int, str]:
-        cli.err.file, cli.out.file = None, None  # type: ignore[assignment]  # the streams of this invocation
-        found = CliRunner().invoke(cli.app, list(arguments))
-        return found.exit_code, re.sub(r"\x1b\[[0-9;]*m", "", found.output)
-
-    return invoke
 
 
 def test_help_lists_the_commands_and_documents_the_exit_codes(run: Any) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +12,8 @@ from marketflow_common.events import Command
 from marketflow_common.settings import KafkaSettings
 from marketflow_operator import cli, commanding
 from marketflow_stack.processes import free_port
-from typer.testing import CliRunner
 
 SECRET = "the-operators-secret"
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The command line in this process, without any setting."""
-    for name in list(os.environ):
-        if name.startswith("MARKETFLOW_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("MARKETFLOW_STACK_STATE", str(tmp_path / "state"))
-
-    def invoke(*arguments: str) -> tuple[int, str]:
-        cli.err.file, cli.out.file = None, None  # type: ignore[assignment]  # the streams of this invocation
-        found = CliRunner().invoke(cli.app, list(arguments))
-        return found.exit_code, re.sub(r"\x1b\[[0-9;]*m", "", found.output)
-
-    return invoke
 
 
 @pytest.fixture
