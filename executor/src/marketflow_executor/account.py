@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, localcontext
+from typing import Literal
 
+import msgspec
 from marketflow_common.events import (
     AccountOpened,
     Convention,
@@ -25,6 +27,7 @@ from .commands import is_flatten
 from .decision import View
 from .filters import ALGO, Instrument, Market
 from .orders import Order
+from .plans import is_protection, is_standing, protection_id
 from .risk import DAILY_LOSS, DRAWDOWN, RECONCILER, Entry, Path, Standing
 
 __all__ = ["Account"]
@@ -55,6 +58,12 @@ class Account:
         """Close and last trade id of the newest signal of a symbol that led to an order."""
         self.last_fill: dict[str, int] = {}
         """The highest trade id of a symbol that is in the books."""
+        self.entries: dict[str, OrderIntended] = {}
+        """The newest BUY of a symbol that has a fill: its close is what stop and target are measured from."""
+        self._traded: dict[str, int] = {}
+        """The highest trade id of a symbol that was no fill of a stop or target that stood."""
+        self._protected: dict[str, tuple[str, int]] = {}
+        """Id and number of a symbol's newest protection."""
         self._flattened: dict[str, int] = {}
         self.path = Path()
         self.differences: list[str] = []
@@ -78,13 +87,7 @@ class Account:
                 if close is not None and at is not None and event.reason != "price_deviation":
                     self._priced(at, event.symbol, close)
             case OrderIntended():
-                self._answer(event.signal_id)
-                self.open[event.order_id] = Order(event)
-                self.seen[event.symbol] = (event.signal_close, event.signal_last_trade_id)
-                if is_flatten(event.signal_id):
-                    self._flattened[event.signal_id] = event.attempt
-                self.path.intended(event.timestamp_ms)
-                self._priced(event.timestamp_ms * 1_000, event.symbol, event.signal_close)
+                self._intend(event)
             case _:
                 if isinstance(event, OrderFilled):
                     self._fill(event)
@@ -95,6 +98,24 @@ class Account:
                     if order.ended:
                         del self.open[event.order_id]
 
+    def _intend(self, event: OrderIntended) -> None:
+        order, replaced = Order(event), self.open.get(event.replaces)
+        if replaced is not None:
+            order = msgspec.structs.replace(order, began_ms=replaced.since_ms)
+            self.open[event.replaces] = msgspec.structs.replace(replaced, latest=event.attempt)
+        self.open[event.order_id] = order
+        if is_protection(event.signal_id):
+            self._protected[event.symbol] = (event.signal_id, event.attempt)
+            return  # It follows from an order, and its close is that order's: no news of any signal or price.
+        self.path.intended(event.timestamp_ms)
+        if event.replaces:
+            return
+        self._answer(event.signal_id)
+        self.seen[event.symbol] = (event.signal_close, event.signal_last_trade_id)
+        if is_flatten(event.signal_id):
+            self._flattened[event.signal_id] = event.attempt
+        self._priced(event.timestamp_ms * 1_000, event.symbol, event.signal_close)
+
     def answered(self, signal_id: str) -> bool:
         """Whether the signal has led to an intent or was skipped."""
         return signal_id in self._answered
@@ -104,6 +125,31 @@ class Account:
         tried = self._flattened.get(signal_id)
         return None if tried is None and self.answered(signal_id) else (tried or 0) + 1
 
+    # --- protection ----------------------------------------------------------------------------------
+
+    def standing(self, symbol: str) -> list[Order]:
+        """The stop, or stop and target, that protect what is held of a symbol."""
+        return [o for o in self.open.values() if o.intent.symbol == symbol and is_standing(o.intent)]
+
+    def protection_due(self, symbol: str) -> Literal["", "place", "cancel"]:
+        """What the protection of a symbol needs now: to be placed, or to end as it is for another quantity."""
+        here = [order for order in self.open.values() if order.intent.symbol == symbol]
+        if self.state == "HALTED" or self.flatten is not None or not all(is_standing(o.intent) for o in here):
+            return ""
+        held = self.books.position(symbol).qty > 0 and symbol in self.entries
+        if not here:
+            return "place" if held else ""
+        wanted = protection_id(symbol, self._traded[symbol]) if held else ""
+        return "" if all(order.intent.signal_id == wanted for order in here) else "cancel"
+
+    def next_protection(self, symbol: str) -> tuple[str, int]:
+        """Id and number of the protection that is to be placed; no two have both in common."""
+        wanted = protection_id(symbol, self._traded[symbol])
+        known, number = self._protected.get(symbol, ("", 0))
+        return wanted, number + 1 if known == wanted else 1
+
+    # --- what a decision sees ------------------------------------------------------------------------
+
     def view(
         self,
         symbol: str,
@@ -112,6 +158,7 @@ class Account:
         *,
         now_ms: int = 0,
         close: Decimal | None = None,
+        averages: Mapping[int, Decimal] | None = None,
     ) -> View:
         """What a decision on the symbol sees at the exchange's time ``now_ms``, with a signal at ``close``.
 
@@ -131,21 +178,24 @@ class Account:
                 free=self.books.balance(quote)
                 - sum((_worth(buy) for buy in buys if self.assets[buy.intent.symbol].quote == quote), ZERO),
                 state=self.state,
-                order_open=any(order.intent.symbol == symbol for order in others),
+                order_open=any(order.intent.symbol == symbol and not is_standing(order.intent) for order in others),
                 state_by=self.state_by,
                 state_at=self.state_at,
                 base=self.books.balance(instrument.assets.base) if instrument else ZERO,
                 open_buys=sum((buy.remaining for buy in buys if buy.intent.symbol == symbol), ZERO),
                 standing=standing,
+                averages=averages or {},
+                open_orders=sum(o.intent.symbol == symbol and o.intent.price is not None for o in others),
             )
 
-    def market(self, symbol: str, last: Decimal) -> Market:
-        """What the symbol's filters look at besides an order, at its last price; the averages are the exchange's."""
+    def market(self, symbol: str, last: Decimal, averages: Mapping[int, Decimal] | None = None) -> Market:
+        """What the symbol's filters look at besides an order, at the exchange's last and average prices."""
         here = [order for order in self.open.values() if order.intent.symbol == symbol]
         assets = self.assets.get(symbol)
         with localcontext(EXACT):
             return Market(
                 last,
+                averages or {},
                 open_orders=sum(order.intent.price is not None for order in here),
                 open_algo_orders=sum(order.intent.exchange_type in ALGO for order in here),
                 base=self.books.balance(assets.base) if assets else ZERO,
@@ -230,6 +280,10 @@ class Account:
             )
         )
         order = self.open.get(event.order_id)
+        if order is None or not is_standing(order.intent):
+            self._traded[event.symbol] = max(event.fill_id, self._traded.get(event.symbol, -1))
+            if order is not None and event.side == "BUY":
+                self.entries[event.symbol] = order.intent
         stopped = order is not None and order.intent.exchange_type == "STOP_LOSS_LIMIT"
         if event.side == "SELL" and (event.realized_pnl < 0 or stopped):
             self.path.lost(event.symbol, event.filled_at)

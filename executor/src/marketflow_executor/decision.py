@@ -5,6 +5,7 @@ Pure: the exchange's time and everything else that counts is handed in. Must nev
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal, localcontext
 from typing import Final, Literal
 
@@ -23,6 +24,7 @@ from marketflow_common.numbers import EXACT, ZERO, fixed
 from .books import Position
 from .filters import Draft, Instrument, Market, Refusal
 from .orders import order_id
+from .plans import Terms
 from .risk import DAILY_LOSS, DRAWDOWN, RiskLimits, Standing, deviates, refuses, supervise
 from .sizing import Sizing, worth
 
@@ -68,12 +70,15 @@ class Limits(msgspec.Struct, frozen=True):
     convention: Convention = "average"
     risk: RiskLimits = RiskLimits()
     sizing: Sizing = Sizing()
+    terms: Terms = Terms()
 
 
 class View(msgspec.Struct, frozen=True):
     """The account as the decision sees it; ``exposure`` is the cost of all positions, ``free`` the quote balance.
 
-    ``base`` is the balance of the symbol's base asset, ``open_buys`` what its open buys may still bring.
+    ``base`` is the balance of the symbol's base asset, ``open_buys`` what its open buys may still bring. ``averages``
+    are the exchange's average prices by their minutes, ``open_orders`` those of the symbol that rest. ``order_open``:
+    an order of the symbol has not ended; stops and targets that stand do not count.
     """
 
     position: Position
@@ -86,6 +91,8 @@ class View(msgspec.Struct, frozen=True):
     base: Decimal = ZERO
     open_buys: Decimal = ZERO
     standing: Standing = Standing()
+    averages: Mapping[int, Decimal] = {}
+    open_orders: int = 0
 
 
 def supervised(signal: Signal, view: View, limits: Limits, now_ms: int) -> tuple[tuple[TradingStateChanged, ...], View]:
@@ -109,21 +116,23 @@ def sell_all(
     signal: Signal, attempt: int, view: View, instrument: Instrument | None, limits: Limits, now_ms: int
 ) -> OrderIntended | SignalSkipped:
     """The order that sells all that is held, whatever the trading state and the limits of risk say, or why none is."""
-    sized: Decimal | tuple[Skip, str]
+    sized: Draft | tuple[Skip, str]
     if attempt > limits.max_attempts:
         sized = "attempts_exhausted", f"{limits.max_attempts} orders have left {view.position.qty:f} of {signal.symbol}"
     elif instrument is None:
         sized = "unknown_symbol", f"the exchange does not list {signal.symbol}"
     else:
-        sized = _sell(signal, view.position, instrument, None)
+        # At the market, whatever the terms of signals are: it is to be sold now.
+        sized = _sell(signal, view, instrument, Terms(), None)
     return _answer(signal, attempt, sized, limits, now_ms)
 
 
 def _answer(
-    signal: Signal, attempt: int, sized: Decimal | tuple[Skip, str], limits: Limits, now_ms: int
+    signal: Signal, attempt: int, sized: Draft | tuple[Skip, str], limits: Limits, now_ms: int
 ) -> OrderIntended | SignalSkipped:
-    if isinstance(sized, Decimal):
+    if isinstance(sized, Draft):
         assert signal.signal_type != "HOLD"
+        priced = sized.price is not None
         return OrderIntended(
             account=limits.account,
             order_id=order_id(signal.id, attempt),
@@ -131,15 +140,17 @@ def _answer(
             attempt=attempt,
             symbol=signal.symbol,
             side=signal.signal_type,
-            order_type="MARKET",
-            qty=fixed(sized),
+            order_type="LIMIT" if priced else "MARKET",
+            qty=fixed(sized.qty),
             quote_qty=None,
-            price=None,
+            price=fixed(sized.price) if sized.price is not None else None,
             timestamp_ms=now_ms,
             recv_window_ms=limits.recv_window_ms,
             mode=limits.mode,
             signal_close=signal.close,
             signal_last_trade_id=signal.last_trade_id,
+            exchange_type="LIMIT_MAKER" if sized.order_type == "LIMIT_MAKER" else None,
+            time_in_force=limits.terms.time_in_force if priced else None,
         )
     reason, detail = sized
     return SignalSkipped(
@@ -149,7 +160,7 @@ def _answer(
 
 def _size(
     signal: Signal, attempt: int, view: View, instrument: Instrument | None, limits: Limits, now_ms: int
-) -> Decimal | tuple[Skip, str]:
+) -> Draft | tuple[Skip, str]:
     if attempt > limits.max_attempts:
         return "attempts_exhausted", f"{limits.max_attempts} attempts provably did not reach the exchange"
     if instrument is None:
@@ -171,16 +182,16 @@ def _size(
     if isinstance(size, tuple):
         return size
     if signal.signal_type == "SELL":
-        return _sell(signal, view.position, instrument, size)
+        return _sell(signal, view, instrument, limits.terms, size)
     if view.state == "REDUCE_ONLY":
         return _BY.get(view.state_by, "reduce_only"), "only positions may be reduced"
     assert size is not None, "only a SELL is of everything"
     return _buy(signal, view, instrument, limits, size)
 
 
-def _buy(
-    signal: Signal, view: View, instrument: Instrument, limits: Limits, size: Decimal
-) -> Decimal | tuple[Skip, str]:
+def _buy(signal: Signal, view: View, instrument: Instrument, limits: Limits, size: Decimal) -> Draft | tuple[Skip, str]:
+    kind, limit = limits.terms.order_type, limits.terms.price("BUY", signal.close)
+    price = signal.close if limit is None else limit
     with localcontext(EXACT):
         rooms: list[tuple[Decimal, Skip, str]] = [
             (size, "below_min_notional", f"order size {size:f}"),
@@ -197,36 +208,41 @@ def _buy(
         ]
         # The tightest limit sizes the order, and is the reason if too little is left; the order's own size goes first.
         quote, reason, detail = min(rooms, key=lambda room: room[0])
-        qty = instrument.affordable(quote, signal.close)
-    draft, market = Draft("BUY", "MARKET", qty), Market(signal.close, base=view.base, open_buys=view.open_buys)
-    found = instrument.fit(draft, market)
+        qty = instrument.affordable(quote, price, kind)
+    found = instrument.fit(Draft("BUY", kind, qty, limit), _market(signal, view))
     if isinstance(found, Refusal):
-        if reason == "below_min_notional" and qty >= instrument.least(signal.close):
+        if reason == "below_min_notional" and qty >= instrument.least(price, kind):
             reason = "filter"
         return reason, f"{found.filter}: {found.detail} ({detail})"
-    qty = found.qty
-    notional = EXACT.multiply(qty, signal.close)
+    notional = EXACT.multiply(found.qty, price)
     if notional > view.free:
         quote_asset = instrument.assets.quote
         return "insufficient_balance", f"{notional:f} {quote_asset} needed, {view.free:f} there"
-    return qty
+    return found
 
 
 def _sell(
-    signal: Signal, position: Position, instrument: Instrument, size: Decimal | None
-) -> Decimal | tuple[Skip, str]:
+    signal: Signal, view: View, instrument: Instrument, terms: Terms, size: Decimal | None
+) -> Draft | tuple[Skip, str]:
+    position = view.position
     if position.qty <= 0:
         return "no_position", f"no {instrument.assets.base} is held"
-    least = instrument.least(signal.close)
+    kind, limit = terms.order_type, terms.price("SELL", signal.close)
+    price = signal.close if limit is None else limit
+    least = instrument.least(price, kind)
     with localcontext(EXACT):
-        qty = position.qty if size is None else instrument.affordable(size, signal.close)
+        qty = position.qty if size is None else instrument.affordable(size, price, kind)
         # A rest that could never be sold by itself goes along.
         if position.qty - qty < least:
             qty = position.qty
-    found = instrument.fit(Draft("SELL", "MARKET", qty), Market(signal.close))
+    found = instrument.fit(Draft("SELL", kind, qty, limit), _market(signal, view))
     if isinstance(found, Draft):
-        return found.qty
+        return found
     return (
         "below_min_notional" if position.qty < least else "filter",
         f"{found.filter}: {found.detail} ({position.qty:f} held)",
     )
+
+
+def _market(signal: Signal, view: View) -> Market:
+    return Market(signal.close, view.averages, view.open_orders, base=view.base, open_buys=view.open_buys)

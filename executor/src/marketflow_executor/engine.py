@@ -9,9 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
 from typing import Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -35,13 +33,17 @@ from pydantic import SecretStr
 
 from . import meters
 from .account import Account
-from .commands import flatten_id, flatten_signal, is_flatten, judge, withheld
-from .decision import Limits, decide, sell_all, supervised
+from .commands import is_flatten, withheld
+from .compare import difference, rests
+from .decision import Limits, decide, supervised
+from .desk import Broken, Pending, TermOver
 from .exchange import Exchange, Unavailable
-from .orders import Answer, Evidence, Learned, Throttled, expired, learn
+from .orders import Answer, Learned, Throttled, expired, learn
+from .plans import is_protection
+from .resting import Resting
 from .risk import RECONCILER
 from .stream import UserStream
-from .watch import CommandReader
+from .watch import CommandReader, heed
 
 __all__ = ["Broken", "Engine", "TermOver"]
 
@@ -54,32 +56,6 @@ ASK_LAST_S: Final = 1.0
 """An order that is open or unknown is asked for after this long, then at twice the distance up to the last."""
 RETRY_S: Final = 0.5
 _NO_SECRET: Final = SecretStr("")
-
-
-class TermOver(Exception):
-    """Another instance leads now, or this one is stopping."""
-
-
-class Broken(Exception):
-    """A transaction's end is not known: everything is put back to what is in the log."""
-
-
-@dataclass
-class _Pending:
-    """What is being done about an order that has not ended."""
-
-    signal: Signal | None = None
-    due: float = 0.0
-    asked: int = 0
-    resend: bool = False
-    lost: str = ""
-    """Why it provably never arrived; what is left to do is to close it and to decide again."""
-    evidence: Evidence | None = None
-    """What was heard of it and is not in the log yet."""
-    known: bool = False
-    """Whether the exchange has said that it has it."""
-    cancelled: bool = False
-    """Whether its cancellation was asked for."""
 
 
 class Engine:
@@ -101,8 +77,8 @@ class Engine:
         stream: UserStream | None = None,
     ) -> None:
         """``stream``: one that has not begun; it listens for this term only."""
-        self._kafka, self._limits, self._exchange, self._health = kafka, limits, exchange, health
-        self._leads, self._margin_ms, self._reconcile_s, self._step = leads, not_found_margin_ms, reconcile_s, step
+        self._kafka, self.limits, self.exchange, self._health = kafka, limits, exchange, health
+        self._leads, self._margin_ms, self._reconcile_s, self.step = leads, not_found_margin_ms, reconcile_s, step
         self._secret, self._stream = command_secret, stream
         self.account = Account(limits.account, {}, limits.convention)
         self._name = f"executor-{limits.account}"
@@ -116,15 +92,16 @@ class Engine:
         self._uncommitted: set[int] = set()
         self._committed_at = time.monotonic()
         self._started = False
-        self._pending: dict[str, _Pending] = {}
+        self.pending: dict[str, Pending] = {}
         self._stop = threading.Event()
+        self._resting = Resting(self)
 
     def run(self, stop: threading.Event) -> None:
         """Trade until ``stop``. Raises TermOver, Broken, Fenced or FatalKafkaError."""
         self._stop = stop
         try:
             self._open()
-            self._commands = CommandReader(self._kafka, self._name, self._limits.account, self._partitions)
+            self._commands = CommandReader(self._kafka, self._name, self.limits.account, self._partitions)
             self._heed(self._commands.to_end(self._alive))
             self._recover()
             self._subscribe()
@@ -132,7 +109,7 @@ class Engine:
                 self._stream.start()
             self._started = True
             self._health.ready(True)
-            _log.info("leading", account=self._limits.account, mode=self._limits.mode, state=self.account.state)
+            _log.info("leading", account=self.limits.account, mode=self.limits.mode, state=self.account.state)
             self._work()
         except KafkaException as error:
             raise self._judge(error) from error
@@ -159,7 +136,7 @@ class Engine:
         events: list[OrderEvent] = []
         for partition in range(self._partitions):
             for record in client.read_range(self._kafka, topics.ORDER_EVENTS, partition, 0, self._alive):
-                if record.event.account == self._limits.account:
+                if record.event.account == self.limits.account:
                     events.append(record.event)
         traded = {event.symbol for event in events if isinstance(event, OrderIntended)}
         # The prices of skipped signals count for equity as well.
@@ -168,36 +145,36 @@ class Engine:
         for event in events:
             self.account.apply(event)
         opened = self.account.opened
-        if opened is not None and opened.mode != self._limits.mode:
+        if opened is not None and opened.mode != self.limits.mode:
             raise FatalKafkaError(
                 f"account {opened.account!r} was opened in mode {opened.mode} and cannot go on in mode "
-                f"{self._limits.mode}, whose exchange knows other balances; set MARKETFLOW_EXECUTOR_ACCOUNT to another"
+                f"{self.limits.mode}, whose exchange knows other balances; set MARKETFLOW_EXECUTOR_ACCOUNT to another"
             )
-        if opened is not None and opened.convention != self._limits.convention:
+        if opened is not None and opened.convention != self.limits.convention:
             raise FatalKafkaError(
                 f"the books of account {opened.account!r} are kept by convention {opened.convention} and cannot go on "
-                f"by {self._limits.convention}; set MARKETFLOW_EXECUTOR_LOTS back, or MARKETFLOW_EXECUTOR_ACCOUNT to "
+                f"by {self.limits.convention}; set MARKETFLOW_EXECUTOR_LOTS back, or MARKETFLOW_EXECUTOR_ACCOUNT to "
                 "another"
             )
         if opened is None:
-            balances = self._until_available(self._exchange.opening_balances)
-            now = self._until_available(self._exchange.now_ms)
-            convention = self._limits.convention
-            self._commit([AccountOpened(self._limits.account, self._limits.mode, balances, now * 1_000, convention)])
+            balances = self.until_available(self.exchange.opening_balances)
+            now = self.until_available(self.exchange.now_ms)
+            convention = self.limits.convention
+            self._commit([AccountOpened(self.limits.account, self.limits.mode, balances, now * 1_000, convention)])
         self._show()
         _log.info("folded", events=len(events), open_orders=sorted(self.account.open), state=self.account.state)
 
     def _recover(self) -> None:
         """Find out what became of every open intent, then compare with the exchange, then decide again on the lost."""
-        self._pending = {order_id: _Pending() for order_id in self.account.open}
-        while any(not (p.known or p.lost) for p in self._pending.values()):
+        self.pending = {order_id: Pending() for order_id in self.account.open}
+        while any(not (p.known or p.lost) for p in self.pending.values()):
             self._alive()
             self._tend(settle=False)
             self._pause(0.02)
         # Orders that provably never arrived have no effect on balances, so the books can be compared before they are
         # closed; a new attempt is made only if trading is not halted then.
-        self._until_available(self._reconcile)
-        while any(p.lost for p in self._pending.values()):
+        self.until_available(self._reconcile)
+        while any(p.lost for p in self.pending.values()):
             self._alive()
             self._tend(settle=True)
             self._pause(0.02)
@@ -222,7 +199,7 @@ class Engine:
         while not self._stop.is_set():
             self._alive()
             self._heed(self._commands.arrived())
-            pause = self._exchange.paused_s()
+            pause = self.exchange.paused_s()
             if pause:
                 self._stop.wait(min(pause, 0.1))
             else:
@@ -231,19 +208,21 @@ class Engine:
             self._listen()
             self._tend(settle=True)
             self._flatten()
+            self._resting.look()
+            self._resting.protect()
             now = time.monotonic()
             if self._uncommitted and now - self._committed_at > IDLE_COMMIT_S:
                 self._commit([])
-            if now >= self._check_at and not self._pending and not pause:
+            if now >= self._check_at and not pause and all(rests(self, name) for name in self.pending):
                 self._check_at = now + self._reconcile_s
                 try:
-                    self._exchange.refresh()
+                    self.exchange.refresh()
                     self._reconcile()
                 except Unavailable as error:
                     _log.warning("exchange_unavailable", detail=str(error), effect="checked again later")
 
     def _poll(self, consumer: Consumer) -> list[Message]:
-        due = min((p.due for p in self._pending.values()), default=float("inf")) - time.monotonic()
+        due = min((p.due for p in self.pending.values()), default=float("inf")) - time.monotonic()
         first = consumer.poll(max(0.0, min(0.1, due)))
         if first is None:
             return []
@@ -260,7 +239,7 @@ class Engine:
         record = next(client.records_of([message], topics.TRADING_SIGNALS), None)
         event = record.event if record is not None else None
         signal = event if isinstance(event, Signal) and event.signal_type != "HOLD" else None
-        if isinstance(event, Command) and event.account == self._limits.account:
+        if isinstance(event, Command) and event.account == self.limits.account:
             # Before the position moves beyond it: the next term reads commands from there on.
             self._heed_all()
         if isinstance(event, Signal):
@@ -271,55 +250,99 @@ class Engine:
         if signal is not None:
             # Before the position moves: if the rules cannot be had, the signal is still to be decided.
             self._know(signal.symbol)
+            self._make_way(signal)
         self._positions[partition] = offset + 1
         self._uncommitted.add(partition)
         if signal is not None and record is not None:
             self._decide(signal, 1, [], "")
             meters.ORDER_LATENCY.observe(max(0.0, (clock.now_ms() - record.appended_ms) / 1_000))
 
+    def _make_way(self, signal: Signal) -> None:
+        """Before a sale: end the stop and target that hold what is to be sold. What is left then is decided on."""
+        if signal.signal_type != "SELL" or not self.account.standing(signal.symbol):
+            return
+        self._heed_all()
+        if isinstance(self._judged(signal, 1, "")[0], OrderIntended):
+            self._resting.unprotect(signal.symbol)
+
     def _decide(self, signal: Signal, attempt: int, before: list[OrderEvent], instead_of: str) -> None:
         """Decide and commit that together with ``before``; then send what was decided."""
-        instrument = self._until_available(lambda: self._exchange.instrument(signal.symbol))
-        now_ms = self._until_available(self._exchange.now_ms)
-        view = self.account.view(signal.symbol, instrument, but=instead_of, now_ms=now_ms, close=signal.close)
-        changes, view = supervised(signal, view, self._limits, now_ms)
-        decided = decide(signal, attempt, view, instrument, self._limits, now_ms)
-        self._publish_decided(signal, decided, [*before, *changes])
+        decided, changes = self._judged(signal, attempt, instead_of)
+        self.publish_decided(signal, decided, [*before, *changes])
         for change in changes:
             _log.error("trading_state", state=change.state, detail=change.reason, changed_by=change.changed_by)
 
-    def _publish_decided(
+    def _judged(
+        self, signal: Signal, attempt: int, instead_of: str
+    ) -> tuple[OrderIntended | SignalSkipped, Sequence[TradingStateChanged]]:
+        symbol = signal.symbol
+        instrument = self.until_available(lambda: self.exchange.instrument(symbol))
+        now_ms = self.until_available(self.exchange.now_ms)
+        averages: dict[int, Decimal] = {}
+        if instrument is not None and instrument.averaged and self.limits.terms.kind != "market":
+            averages = self.until_available(lambda: self.exchange.averages(symbol))
+        view = self.account.view(
+            symbol, instrument, but=instead_of, now_ms=now_ms, close=signal.close, averages=averages
+        )
+        changes, view = supervised(signal, view, self.limits, now_ms)
+        return decide(signal, attempt, view, instrument, self.limits, now_ms), changes
+
+    def publish_decided(
         self, signal: Signal, decided: OrderIntended | SignalSkipped, before: Sequence[OrderEvent]
     ) -> None:
         """Commit a decision together with ``before``; then send what was decided."""
-        self._step("decided")
+        self.step("decided")
         self._commit([*before, decided])
-        self._step("intended")
+        self.step("intended")
         if isinstance(decided, SignalSkipped):
             meters.SKIPPED.labels(decided.reason).inc()
             _log.info("signal_skipped", signal_id=signal.id, symbol=signal.symbol, reason=decided.reason)
             return
-        self._pending[decided.order_id] = _Pending(signal)
+        self.pending[decided.order_id] = Pending(signal)
         self._send(decided)
 
     # --- orders --------------------------------------------------------------------------------------
 
-    def _send(self, intent: OrderIntended) -> None:
-        """The one place that sends an order; never for an intent of an earlier term."""
+    def launch(self, *intents: OrderIntended) -> None:
+        """Commit an order, or the legs of a list, that follow from no signal; then send."""
+        self.step("decided")
+        self._commit(intents)
+        self.step("intended")
+        for intent in intents:
+            self.pending[intent.order_id] = Pending()
+        self._send(*intents)
+
+    def _send(self, *intents: OrderIntended) -> None:
+        """The one place that sends an order, or a list of two; never for an intent of an earlier term."""
         self._alive()
         self._heed_all()
-        pending, order = self._pending[intent.order_id], self.account.open[intent.order_id]
-        if reason := withheld(intent, self.account.state):
-            pending.lost = reason
+        first, lost = intents[0], ""
+        if reason := withheld(first, self.account.state):
+            lost = reason
+        elif self.exchange.now_ms() > self.account.open[first.order_id].deadline_ms:
+            lost = "not sent: its recvWindow had passed before it could be"
+        if lost:
+            for intent in intents:
+                self.pending[intent.order_id].lost = lost
             return
-        if self._exchange.now_ms() > order.deadline_ms:
-            pending.lost = "not sent: its recvWindow had passed before it could be"
-            return
-        self._step("posting")
-        answer = self._exchange.place(intent)
-        self._step("posted")
-        self._learn(intent, answer)
-        self._step("recorded")
+        self.step("posting")
+        if len(intents) > 1:
+            answers = self.exchange.place_list(intents)
+        elif first.replaces:
+            answers = self.exchange.replace(first)
+        else:
+            answers = {first.order_id: self.exchange.place(first)}
+        self.step("posted")
+        for order_id, answer in answers.items():
+            order, pending = self.account.open.get(order_id), self.pending.get(order_id)
+            if order is None or pending is None:
+                continue
+            if isinstance(answer, Throttled) and (first.replaces or is_protection(first.signal_id)):
+                # What it follows from still holds: another one is made once the exchange allows.
+                pending.lost = "not processed: the exchange wanted no requests"
+            else:
+                self.learn(order.intent, answer)
+        self.step("recorded")
 
     def _listen(self) -> None:
         """Learn what the exchange tells by itself."""
@@ -328,29 +351,29 @@ class Engine:
                 self._check_at = 0.0  # Somebody else may have changed them: the next comparison says so.
                 continue
             order = self.account.open.get(news.order_id)
-            if order is not None and news.order_id in self._pending:
-                self._learn(order.intent, news.message)
+            if order is not None and news.order_id in self.pending:
+                self.learn(order.intent, news.message)
 
     def _tend(self, *, settle: bool) -> None:
         """Ask for orders that are due; with ``settle``, close those that never arrived and decide again."""
-        for order_id, pending in list(self._pending.items()):
+        for order_id, pending in list(self.pending.items()):
             if time.monotonic() < pending.due:
                 continue
             intent = self.account.open[order_id].intent
             if pending.lost:
-                if settle and not self._exchange.paused_s():
+                if settle and not self.exchange.paused_s():
                     self._settle(intent, pending)
             elif pending.resend:
                 pending.resend = False
                 self._send(intent)
             else:
-                answer = self._exchange.ask(intent)
-                self._step("asked")
-                self._learn(intent, answer)
+                answer = self.exchange.ask(intent)
+                self.step("asked")
+                self.learn(intent, answer)
 
-    def _learn(self, intent: OrderIntended, answer: Answer) -> None:
+    def learn(self, intent: OrderIntended, answer: Answer) -> None:
         """Take in an answer: record what it tells, and plan what is next."""
-        pending = self._pending[intent.order_id]
+        pending = self.pending[intent.order_id]
         assets = self.account.assets[intent.symbol]
         order, books = self.account.open[intent.order_id], self.account.books
         learned = learn(order, answer, books, assets, self._margin_ms, pending.evidence)
@@ -358,7 +381,10 @@ class Engine:
         if learned.events:
             self._commit(learned.events)
         if learned.verdict == "ended":
-            del self._pending[intent.order_id]
+            del self.pending[intent.order_id]
+            for other, order in self.account.open.items():
+                if intent.list_id and order.intent.list_id == intent.list_id and other in self.pending:
+                    self.pending[other].due = 0.0  # One leg of a list has ended, so the other has.
             self._done(intent, learned)
             return
         pending.known |= learned.verdict == "open"
@@ -369,11 +395,11 @@ class Engine:
             pending.resend = pending.signal is not None and not pending.asked and not pending.known
             pending.due = time.monotonic() + answer.seconds
         else:
-            pending.due = time.monotonic() + min(ASK_LAST_S, ASK_FIRST_S * 2**pending.asked)
+            pending.due = time.monotonic() + min(ASK_LAST_S, ASK_FIRST_S * 2 ** min(pending.asked, 9))
             pending.asked += 1
             if learned.events and learned.verdict == "unknown":
                 _log.warning("order_unresolved", order_id=intent.order_id, detail=learned.reason, effect="being asked")
-                self._step("unresolved")
+                self.step("unresolved")
 
     def _done(self, intent: OrderIntended, learned: Learned) -> None:
         outcome = str(learned.events[-1].__struct_config__.tag).removeprefix("order_") if learned.events else "filled"
@@ -388,24 +414,25 @@ class Engine:
             detail=learned.reason or None,
         )
 
-    def _settle(self, intent: OrderIntended, pending: _Pending) -> None:
+    def _settle(self, intent: OrderIntended, pending: Pending) -> None:
         """Close an order that never arrived, and decide again on its signal, in one transaction."""
         ended = expired(intent, pending.lost)
-        if is_flatten(intent.signal_id):
-            # Sold by the next attempt of the flatten, as long as that stands.
-            del self._pending[intent.order_id]
+        if is_flatten(intent.signal_id) or is_protection(intent.signal_id) or intent.replaces:
+            # A flatten, a position or an order that rests leads to the next one, as long as there is one.
+            _log.warning("order_never_arrived", order_id=intent.order_id, detail=pending.lost)
+            del self.pending[intent.order_id]
             self._commit([ended])
             meters.EXECUTED.labels(intent.symbol, intent.side, "expired").inc()
             return
-        signal = pending.signal or self._find_signal(intent)
+        signal = pending.signal or self.find_signal(intent)
         self._know(intent.symbol)
-        del self._pending[intent.order_id]
+        del self.pending[intent.order_id]
         meters.EXECUTED.labels(intent.symbol, intent.side, "expired").inc()
         _log.warning("order_never_arrived", order_id=intent.order_id, detail=pending.lost)
         if signal is not None:
             self._decide(signal, intent.attempt + 1, [ended], intent.order_id)
             return
-        account, reason, now_ms = self._limits.account, "too_old", self._until_available(self._exchange.now_ms)
+        account, reason, now_ms = self.limits.account, "too_old", self.until_available(self.exchange.now_ms)
         detail = "the signal is no longer in trading_signals"
         skipped = SignalSkipped(
             account, intent.signal_id, intent.symbol, intent.side, reason, detail, intent.signal_close, now_ms * 1_000
@@ -413,7 +440,7 @@ class Engine:
         self._commit([ended, skipped])
         meters.SKIPPED.labels(reason).inc()
 
-    def _find_signal(self, intent: OrderIntended) -> Signal | None:
+    def find_signal(self, intent: OrderIntended) -> Signal | None:
         """The signal of an intent of an earlier term, from the log."""
         partition = topics.partition_of(intent.symbol, self._partitions)
         for chunk in read_back(self._kafka, topics.TRADING_SIGNALS, partition):
@@ -423,6 +450,23 @@ class Engine:
                     return record.event
         return None
 
+    def tend(self) -> None:
+        """See Desk."""
+        self._alive()
+        assert self._commands is not None
+        self._heed(self._commands.arrived())
+        self._listen()
+        self._tend(settle=True)
+        self._pause(0.02)
+
+    def commit(self, events: Sequence[OrderEvent]) -> None:
+        """See Desk."""
+        self._commit(events)
+
+    def seen(self, symbol: str) -> tuple[Decimal, int] | None:
+        """See Desk."""
+        return self._seen.get(symbol)
+
     # --- commands ------------------------------------------------------------------------------------
 
     def _heed_all(self) -> None:
@@ -431,78 +475,30 @@ class Engine:
         self._heed(self._commands.to_end(self._alive))
 
     def _heed(self, commands: Sequence[Command]) -> None:
-        """Honour commands that have not been honoured yet, each in a transaction of its own."""
-        for command in commands:
-            if command.id in self.account.commands:
-                continue
-            try:
-                now_us = self._exchange.now_ms() * 1_000
-            except Unavailable:
-                now_us = clock.now_us()  # A halt waits for no exchange.
-            account, secret = self.account, self._secret.get_secret_value()
-            trusting = self._limits.mode != "live"
-            judged = judge(command, account.state, account.state_at, now_us, secret, trusting=trusting)
-            if isinstance(judged, str):
-                meters.COMMANDS.labels(command.action, "refused").inc()
-                _log.error(
-                    "command_refused",
-                    id=command.id,
-                    action=command.action,
-                    asked_by=command.asked_by,
-                    detail=judged,
-                    effect=f"the account stays {account.state}",
-                )
-                continue
-            self._commit([judged])
-            meters.COMMANDS.labels(command.action, "honoured").inc()
-            _log.error("trading_state", state=judged.state, detail=judged.reason, changed_by=judged.changed_by)
-            if command.action == "resume":
-                self._check_at = 0.0  # Nobody may resume what does not add up for longer than it takes to look.
+        if heed(self, commands, self._secret.get_secret_value()):
+            self._check_at = 0.0  # Nobody may resume what does not add up for longer than it takes to look.
 
     def _flatten(self) -> None:
-        """While a flatten stands: cancel what is open, then sell what is held, symbol by symbol."""
-        order = self.account.flatten
-        if order is None or self._exchange.paused_s():
-            return
-        for order_id, pending in list(self._pending.items()):
-            intent = self.account.open[order_id].intent
-            if pending.known and not pending.cancelled and not is_flatten(intent.signal_id):
-                pending.cancelled = True
-                self._learn(intent, self._exchange.cancel(intent))
-        busy = {open_order.intent.symbol for open_order in self.account.open.values()}
-        for symbol, position in self.account.books.positions.items():
-            attempt = self.account.next_flatten(flatten_id(order.command_id, symbol))
-            if position.qty <= 0 or symbol in busy or attempt is None:
-                continue
-            close, last_trade_id = self._seen.get(symbol) or self.account.seen[symbol]
-            signal = flatten_signal(order, symbol, close, last_trade_id)
-            instrument = self._until_available(partial(self._exchange.instrument, symbol))
-            now_ms = self._until_available(self._exchange.now_ms)
-            view = self.account.view(symbol, instrument, now_ms=now_ms, close=close)
-            self._publish_decided(signal, sell_all(signal, attempt, view, instrument, self._limits, now_ms), [])
+        self._resting.flatten()
 
     # --- books against the exchange ------------------------------------------------------------------
 
     def _reconcile(self) -> None:
         """Halt on any difference; go on only if it was this check that halted, and all agrees again."""
-        if any(not p.lost for p in self._pending.values()):
+        if not all(p.lost or rests(self, order_id) for order_id, p in self.pending.items()):
             return
-        balances = self._exchange.balances()
-        if balances is None:
-            return
-        account, last = self.account, self.account.last_fill
-        open_orders = self._exchange.open_orders()
-        fills = {s: self._exchange.fills_from(s, last.get(s, -1) + 1) for s in account.seen}
-        difference, state = account.differs(balances, open_orders, fills), account.state
-        if difference and state != "HALTED":
-            self._change("HALTED", f"the books differ from the exchange: {difference}")
-        elif not difference and state == "HALTED" and self.account.state_by == RECONCILER:
+        found, state = difference(self), self.account.state
+        if found is None:
+            self._check_at = time.monotonic() + RETRY_S
+        elif found and state != "HALTED":
+            self._change("HALTED", f"the books differ from the exchange: {found}")
+        elif not found and state == "HALTED" and self.account.state_by == RECONCILER:
             before = self.account.before_halt
             self._change(before.state if before else "ACTIVE", "the books agree with the exchange again")
 
     def _change(self, state: TradingState, reason: str) -> None:
-        now_us = self._exchange.now_ms() * 1_000
-        self._commit([TradingStateChanged(self._limits.account, state, reason, RECONCILER, now_us)])
+        now_us = self.exchange.now_ms() * 1_000
+        self._commit([TradingStateChanged(self.limits.account, state, reason, RECONCILER, now_us)])
         _log.error("trading_state", state=state, detail=reason)
 
     # --- Kafka ---------------------------------------------------------------------------------------
@@ -541,7 +537,7 @@ class Engine:
 
     def _show(self) -> None:
         meters.show(self.account)
-        self._health.detail(account=self.account.name, mode=self._limits.mode, trading=self.account.state)
+        self._health.detail(account=self.account.name, mode=self.limits.mode, trading=self.account.state)
 
     def _partition(self, event: OrderEvent) -> int:
         return topics.partition_of(getattr(event, "symbol", None) or event.account, self._partitions)
@@ -560,7 +556,7 @@ class Engine:
 
     def _know(self, symbol: str, *, traded: bool = False) -> None:
         """Have the symbol's rules at hand, and its assets for the books."""
-        instrument = self._until_available(lambda: self._exchange.instrument(symbol))
+        instrument = self.until_available(lambda: self.exchange.instrument(symbol))
         if instrument is not None:
             self.account.assets[symbol] = instrument.assets
         elif traded:
@@ -568,7 +564,7 @@ class Engine:
                 f"order_events has orders of {symbol}, which the exchange does not list: is REST_URL the right one?"
             )
 
-    def _until_available(self, question: Callable[[], T]) -> T:
+    def until_available(self, question: Callable[[], T]) -> T:
         """The answer of the exchange, however long that takes; nothing is decided meanwhile."""
         said = False
         while True:

@@ -6,7 +6,7 @@ Must never turn a missing or unclear answer into an outcome, send an order twice
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal, localcontext
 from typing import Annotated, Any, Final, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlencode
@@ -22,14 +22,29 @@ from pydantic import BaseModel, BeforeValidator, SecretStr, ValidationError
 
 from .books import Fill
 from .filters import Instrument, read_instrument
-from .messages import Unreadable, order_request, read_cancelled, read_order, read_trade
-from .orders import Answer, NotCancelled, NotThere, Refused, Report, Throttled, TooLate, Unknown
+from .messages import (
+    Unreadable,
+    in_place,
+    oco_request,
+    order_request,
+    read_cancelled,
+    read_list,
+    read_order,
+    read_replaced,
+    read_trade,
+    replace_request,
+)
+from .orders import Answer, NotCancelled, NotThere, Refused, Report, Throttled, TooLate, Unknown, Update
 
 __all__ = ["BinanceRest", "Exchange", "KeyRefused", "Unavailable"]
 
 _log = logs.get("exchange")
 _ORDER, _TRADES, _PAGE = "/api/v3/order", "/api/v3/myTrades", 1_000
 _OPEN_ORDERS: Final = "/api/v3/openOrders"
+_LIST: Final = "/api/v3/orderList/oco"
+_REPLACE: Final = "/api/v3/order/cancelReplace"
+_REPLACE_FAILED: Final = (-2021, -2022)
+"""Codes of a cancel-replace of which a part, or nothing, took place: what, is in its data."""
 _BEFORE_MS: Final = 1_000
 _AFTER_MS: Final = 60_000
 """How far around its window an order is looked for: the exchange's clocks need not agree."""
@@ -63,6 +78,15 @@ class Exchange(Protocol):
     def place(self, intent: OrderIntended) -> Answer:
         """Send the order exactly as intended, once. Never raises for what the exchange or the network do."""
 
+    def place_list(self, legs: Sequence[OrderIntended]) -> dict[str, Answer]:
+        """Send two orders as one list (OCO), once: what was said of each, by client id."""
+
+    def replace(self, intent: OrderIntended) -> dict[str, Answer]:
+        """Send an order that takes the place of another, once, and only while that one has no fill.
+
+        What was said of each, by client id, the old one first; nothing of the old one where nothing was said.
+        """
+
     def ask(self, intent: OrderIntended) -> Answer:
         """What the exchange knows of the order: Report, NotThere, Throttled or Unknown."""
 
@@ -83,6 +107,15 @@ class Exchange(Protocol):
 
     def instrument(self, symbol: str) -> Instrument | None:
         """The symbol's trading rules, None if it is not listed. Raises Unavailable."""
+
+    def last_price(self, symbol: str) -> Decimal:
+        """The symbol's last price. Raises Unavailable."""
+
+    def best(self, symbol: str) -> tuple[Decimal, Decimal]:
+        """The best bid and the best ask. Raises Unavailable."""
+
+    def averages(self, symbol: str) -> dict[int, Decimal]:
+        """The average prices that filters compare with, by their minutes. Raises Unavailable."""
 
     def paused_s(self) -> float:
         """Seconds for which the exchange wants no requests (429, 418); 0 if it does not mind."""
@@ -113,6 +146,20 @@ class _Balance(BaseModel):
 
 class _Account(BaseModel):
     balances: tuple[_Balance, ...]
+
+
+class _Price(BaseModel):
+    price: _Amount
+
+
+class _Average(BaseModel):
+    mins: int
+    price: _Amount
+
+
+class _Best(BaseModel):
+    bidPrice: _Amount
+    askPrice: _Amount
 
 
 class _ExchangeInfo(BaseModel):
@@ -188,22 +235,70 @@ class BinanceRest:
 
     def place(self, intent: OrderIntended) -> Answer:
         """See Exchange."""
-        request = order_request(intent)
-        if self._strategy_id:
-            request["strategyId"] = intent.signal_last_trade_id
-        reply = self._send("POST", _ORDER, request, signed=True)
+        reply = self._new(_ORDER, order_request(intent), intent)
         if not isinstance(reply, _Reply):
             return reply
-        if reply.code == _OUTSIDE_WINDOW:
+        return self._refusal(intent, reply) if reply.code else self._unthrottled(self._report(intent, reply.body))
+
+    def place_list(self, legs: Sequence[OrderIntended]) -> dict[str, Answer]:
+        """See Exchange."""
+        reply = self._new(_LIST, oco_request(*in_place(legs)), None)
+        if not isinstance(reply, _Reply):
+            return {leg.order_id: reply for leg in legs}
+        if reply.code:
+            return {leg.order_id: self._refusal(leg, reply) for leg in legs}
+        try:
+            said = {named.order_id: named.message for named in read_list(msgspec.json.decode(reply.body)).reports}
+        except (Unreadable, msgspec.DecodeError) as error:
+            return {leg.order_id: Unknown(f"an answer that cannot be read: {_short(error)}") for leg in legs}
+        return {leg.order_id: said.get(leg.order_id, Unknown("the list's answer does not tell")) for leg in legs}
+
+    def replace(self, intent: OrderIntended) -> dict[str, Answer]:
+        """See Exchange."""
+        # Of one that has a fill by now more would be bought than is left: then it is not cancelled, and stays.
+        request = {**replace_request(intent), "cancelRestrictions": "ONLY_NEW"}
+        reply = self._new(_REPLACE, request, intent)
+        if not isinstance(reply, _Reply):
+            return {intent.order_id: reply}
+        if reply.code and reply.code not in _REPLACE_FAILED:
+            return {intent.order_id: self._refusal(intent, reply)}
+        try:
+            cancelled, placed = read_replaced(msgspec.json.decode(reply.body))
+        except (Unreadable, msgspec.DecodeError) as error:
+            return {intent.order_id: Unknown(f"an answer that cannot be read: {_short(error)}")}
+        new: Answer = placed
+        if isinstance(placed, Refused):
+            new = self._refusal(intent, _Reply(reply.body, placed.code, placed.reason))
+        elif isinstance(placed, Update) and placed.executed_qty:
+            new = self._unthrottled(self.ask(intent))
+        return {intent.replaces: cancelled, intent.order_id: new}
+
+    def _new(
+        self, path: str, request: dict[str, str | int], intent: OrderIntended | None
+    ) -> _Reply | TooLate | Throttled | Unknown:
+        """Send what makes an order. A reply is an answer, or a refusal that says something."""
+        if self._strategy_id and intent is not None:
+            request["strategyId"] = intent.signal_last_trade_id
+        reply = self._send("POST", path, request, signed=True)
+        if isinstance(reply, _Reply) and reply.code == _OUTSIDE_WINDOW:
             self._resync()
             return TooLate(f"refused as outside of its recvWindow: {reply.message}")
-        if reply.code not in (0, _NOT_TAKEN):
+        return reply
+
+    def _refusal(self, intent: OrderIntended, reply: _Reply) -> Answer:
+        """What a code in place of the order means."""
+        if reply.code in _SAYS_NOTHING:
+            return Unknown(f"{reply.code} {reply.message}")
+        if reply.code != _NOT_TAKEN:
             return Refused(reply.code, reply.message)
         # -2010 has many reasons; "Duplicate order sent." is one, and means that the order is there, even where the
         # question does not find it yet: then it stays open, and is asked for again.
-        found = self.ask(intent) if reply.code else self._report(intent, reply.body)
+        found = self.ask(intent)
         if isinstance(found, NotThere) and _DUPLICATE not in reply.message.lower():
             return Refused(reply.code, reply.message)
+        return self._unthrottled(found)
+
+    def _unthrottled(self, found: Answer) -> Answer:
         # "Not now" to a question after the order must not read as "not now" to the order.
         return (
             Unknown("the exchange has answered the order, but wants no more questions")
@@ -289,7 +384,12 @@ class BinanceRest:
         if reply.code:
             return NotCancelled(reply.code, reply.message)
         try:
-            return read_cancelled(msgspec.json.decode(reply.body)).message
+            body = msgspec.json.decode(reply.body, type=dict[str, Any])
+            if "orderReports" not in body:
+                return read_cancelled(body).message
+            # Its whole list was cancelled with it.
+            said = {named.order_id: named.message for named in read_list(body).reports}
+            return said.get(intent.order_id, Unknown("the list's answer does not tell"))
         except (Unreadable, msgspec.DecodeError) as error:
             return Unknown(f"an answer that cannot be read: {_short(error)}")
 
@@ -383,6 +483,20 @@ class BinanceRest:
                 raise Unavailable(f"the trading rules of {symbol} cannot be read: {_short(error)}") from error
         self._instruments[symbol] = (time.monotonic(), found)
         return found
+
+    def last_price(self, symbol: str) -> Decimal:
+        """See Exchange."""
+        return self._read(_Price, "/api/v3/ticker/price", {"symbol": symbol}, signed=False).price
+
+    def best(self, symbol: str) -> tuple[Decimal, Decimal]:
+        """See Exchange."""
+        found = self._read(_Best, "/api/v3/ticker/bookTicker", {"symbol": symbol}, signed=False)
+        return found.bidPrice, found.askPrice
+
+    def averages(self, symbol: str) -> dict[int, Decimal]:
+        """See Exchange."""
+        found = self._read(_Average, "/api/v3/avgPrice", {"symbol": symbol}, signed=False)
+        return {found.mins: found.price}
 
     # --- requests ------------------------------------------------------------------------------------
 

@@ -132,6 +132,11 @@ class Instrument(msgspec.Struct, frozen=True):
     base_precision: int = 8
     quote_precision: int = 8
 
+    @property
+    def averaged(self) -> bool:
+        """Whether a filter compares an order's price with an average."""
+        return any(percent.minutes for percent in self.percents)
+
     # --- quantities ----------------------------------------------------------------------------------
 
     def lots(self, order_type: OrderType = "MARKET") -> Iterator[tuple[str, Range]]:

@@ -160,6 +160,10 @@ class Order(msgspec.Struct, frozen=True):
     unresolved: bool = False
     """order_unresolved has been published (said once only)."""
     ended: bool = False
+    began_ms: int = 0
+    """When the first of the orders was made that this one has taken the place of; 0: it has taken no place."""
+    latest: int = 0
+    """The highest attempt of an order that was to take its place."""
 
     def follow(self, event: OrderEvent) -> Order:
         """The order after one of its events."""
@@ -185,6 +189,11 @@ class Order(msgspec.Struct, frozen=True):
     def deadline_ms(self) -> int:
         """The exchange's time after which it takes the request no more."""
         return self.intent.timestamp_ms + self.intent.recv_window_ms
+
+    @property
+    def since_ms(self) -> int:
+        """Since when its signal has had an order."""
+        return self.began_ms or self.intent.timestamp_ms
 
     @property
     def remaining(self) -> Decimal:

@@ -6,7 +6,7 @@ signal knew, nor send anything anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from decimal import ROUND_DOWN, Context, Decimal, localcontext
 from hashlib import blake2b
 
@@ -75,6 +75,26 @@ class Paper:
             return Refused(-2010, "Account has insufficient balance for requested action.")
         fill = Fill(trade.trade_id, trade.price, intent.qty, paid, fee, asset, trade.traded_at)
         return Report(number, "FILLED", intent.qty, (fill,), at)
+
+    def place_list(self, legs: Sequence[OrderIntended]) -> dict[str, Answer]:
+        """See Exchange; the settings keep it from being called."""
+        raise NotImplementedError("paper trading keeps no stops and targets")
+
+    def replace(self, intent: OrderIntended) -> dict[str, Answer]:
+        """See Exchange; the settings keep it from being called."""
+        raise NotImplementedError("no order rests in paper trading")
+
+    def last_price(self, symbol: str) -> Decimal:
+        """See Exchange; the settings keep it from being called."""
+        raise NotImplementedError("paper trading looks at no price but that of its fill")
+
+    def best(self, symbol: str) -> tuple[Decimal, Decimal]:
+        """See Exchange; the settings keep it from being called."""
+        raise NotImplementedError("paper trading has no bids and asks")
+
+    def averages(self, symbol: str) -> dict[int, Decimal]:
+        """See Exchange; the settings keep it from being called."""
+        raise NotImplementedError("paper trading compares with no average")
 
     def cancel(self, intent: OrderIntended) -> Answer:
         """See Exchange: a market order cannot be taken back, it fills at the next trade."""

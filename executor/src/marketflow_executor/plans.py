@@ -1,4 +1,4 @@
-"""Orders that follow from orders: the stop and the target of what was bought, and the next price of one that rests.
+"""On which terms orders are made, and those that follow from orders: stop and target, the next price of one that rests.
 
 Pure. Must never plan a sale of more than is held, nor follow a price beyond its bound.
 """
@@ -6,16 +6,89 @@ Pure. Must never plan a sale of more than is held, nor follow a price beyond its
 from __future__ import annotations
 
 from decimal import Decimal, localcontext
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
-from marketflow_common.events import OrderIntended, OrderType
-from marketflow_common.numbers import EXACT, fixed
+from marketflow_common.events import OrderIntended, OrderType, Side, TimeInForce
+from marketflow_common.numbers import EXACT, ZERO, fixed
 
 from .filters import ALGO, Draft, Instrument, Market, Refusal
 from .orders import Order, order_id
 
-__all__ = ["chase", "protect"]
+__all__ = [
+    "Kind",
+    "Protection",
+    "Terms",
+    "chase",
+    "give_up",
+    "is_protection",
+    "is_standing",
+    "protect",
+    "protection_id",
+]
+
+Kind = Literal["market", "limit", "limit_ioc", "limit_fok", "limit_maker"]
+Protection = Literal["none", "stop", "oco"]
+_PROTECTION: Final = "protect:"
+_IN_FORCE: Final[dict[Kind, TimeInForce]] = {"limit": "GTC", "limit_ioc": "IOC", "limit_fok": "FOK"}
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """How a signal's order is made and what protects what it has bought; percentages of the signal's close.
+
+    ``offset_pct`` above 0 is better for the account (a BUY below the close, a SELL above it), below 0 worse. 0 switches
+    ``limit_ms`` (how long an order may rest) and ``chase_pct`` (how much worse than the close it may become) off.
+    """
+
+    kind: Kind = "market"
+    offset_pct: Decimal = ZERO
+    limit_ms: int = 0
+    chase_pct: Decimal = ZERO
+    protection: Protection = "none"
+    stop_slip_pct: Decimal = Decimal(1)
+    target_pct: Decimal = Decimal(4)
+
+    @property
+    def order_type(self) -> OrderType:
+        """The exchange's word for the kind of order."""
+        if self.kind == "market":
+            return "MARKET"
+        return "LIMIT_MAKER" if self.kind == "limit_maker" else "LIMIT"
+
+    @property
+    def time_in_force(self) -> TimeInForce | None:
+        """None where the type of the order takes none."""
+        return _IN_FORCE.get(self.kind)
+
+    def price(self, side: Side, close: Decimal) -> Decimal | None:
+        """The limit of an order, before it is fitted to ticks; None for a market order."""
+        if self.kind == "market":
+            return None
+        with localcontext(EXACT):
+            better = (close * self.offset_pct).scaleb(-2)
+            return close - better if side == "BUY" else close + better
+
+    def target(self, close: Decimal) -> Decimal | None:
+        """Where what was bought at a signal's close is sold with its profit."""
+        if self.protection != "oco":
+            return None
+        with localcontext(EXACT):
+            return close + (close * self.target_pct).scaleb(-2)
+
+
+def protection_id(symbol: str, trade_id: int) -> str:
+    """The signal id of the orders that protect what is held of a symbol after a trade of the account."""
+    return f"{_PROTECTION}{symbol}:{trade_id}"
+
+
+def is_protection(signal_id: str) -> bool:
+    """Whether an order protects what is held, and follows from no signal of its own."""
+    return signal_id.startswith(_PROTECTION)
+
+
+def is_standing(intent: OrderIntended) -> bool:
+    """Whether an order waits at the exchange as a stop or target, and is no entry and no sale of now."""
+    return is_protection(intent.signal_id) and intent.price is not None
 
 
 def protect(
@@ -78,6 +151,29 @@ def protect(
     return tuple(legs)
 
 
+def give_up(
+    entry: OrderIntended, held: Decimal, instrument: Instrument, market: Market, now_ms: int
+) -> OrderIntended | Refusal:
+    """The sale at the market of what should be protected and is already beyond its stop or target."""
+    found = instrument.fit(Draft("SELL", "MARKET", held), market)
+    if isinstance(found, Refusal):
+        return found
+    return msgspec.structs.replace(
+        entry,
+        side="SELL",
+        order_type="MARKET",
+        exchange_type=None,
+        time_in_force=None,
+        qty=fixed(found.qty),
+        quote_qty=None,
+        price=None,
+        stop_price=None,
+        timestamp_ms=now_ms,
+        list_id="",
+        replaces="",
+    )
+
+
 def chase(
     order: Order, best: Decimal, bound_pct: Decimal, instrument: Instrument, market: Market, now_ms: int
 ) -> OrderIntended | None:
@@ -107,10 +203,12 @@ def chase(
     nearer = found.price > intent.price if buys else found.price < intent.price
     if beyond or not nearer:
         return None
+    # Above every one that was tried in its place: a client id is used once.
+    attempt = max(intent.attempt, order.latest) + 1
     return msgspec.structs.replace(
         intent,
-        order_id=order_id(intent.signal_id, intent.attempt + 1),
-        attempt=intent.attempt + 1,
+        order_id=order_id(intent.signal_id, attempt),
+        attempt=attempt,
         qty=fixed(found.qty),
         price=fixed(found.price),
         timestamp_ms=now_ms,

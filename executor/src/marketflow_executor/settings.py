@@ -17,6 +17,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
 from .decision import Limits
+from .plans import Kind, Protection, Terms
 from .risk import RiskLimits
 from .sizing import Mode, Sizing
 
@@ -82,6 +83,39 @@ class ExecutorSettings(ServiceSettings):
     stop_level: str = Field(
         "", description="name of the signal's level that is the stop instead (band: previous_low); empty: the distance"
     )
+    order_type: Kind = Field(
+        "market",
+        description="how a signal's order is made: market; limit (rests, GTC); limit_ioc, limit_fok (at once or not at "
+        "all); limit_maker (rests, or is refused)",
+    )
+    limit_offset_pct: Decimal = Field(
+        Decimal(0),
+        gt=-100,
+        lt=100,
+        description="how far a limit is from the signal's close, in percent; above 0: better for the account (a BUY "
+        "below the close, a SELL above it), below 0: worse",
+    )
+    limit_s: int = Field(
+        0, ge=0, description="seconds, by the exchange's clock, after which an order that rests is cancelled; 0: never"
+    )
+    chase_pct: Decimal = Field(
+        Decimal(0),
+        ge=0,
+        lt=100,
+        description="an order that rests follows the best price of its side, at most this much worse than the signal's "
+        "close, in percent; 0: it stays",
+    )
+    protect: Protection = Field(
+        "none",
+        description="what is kept at the exchange for a position: none; stop (STOP_DISTANCE_PCT or STOP_LEVEL); oco "
+        "(that and TARGET_PCT)",
+    )
+    stop_slip_pct: Decimal = Field(
+        Decimal(1), ge=0, lt=100, description="how far below its trigger a stop still sells, in percent"
+    )
+    target_pct: Decimal = Field(
+        Decimal(4), gt=0, description="how far above the signal's close the profit is taken, in percent"
+    )
     max_position_quote: Decimal = Field(Decimal(1000), gt=0, description="most that one symbol may have cost, in quote")
     max_exposure_quote: Decimal = Field(
         Decimal(5000), gt=0, description="most that all symbols together may have cost, in quote"
@@ -142,6 +176,21 @@ class ExecutorSettings(ServiceSettings):
                 "mode live trades with real money; to confirm, set this to the account's name, "
                 f"{info.data.get('account')!r}"
             )
+        return value
+
+    @field_validator("order_type", "protect")
+    @classmethod
+    def _not_on_paper(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("mode") == "paper" and value not in ("market", "none"):
+            raise ValueError("mode paper has market orders without protection only; the simulator has the rest")
+        return value
+
+    @field_validator("protect")
+    @classmethod
+    def _ends(cls, value: str, info: ValidationInfo) -> str:
+        rests = info.data.get("order_type") in ("limit", "limit_maker")
+        if value != "none" and rests and not info.data.get("limit_s"):
+            raise ValueError("what an order has bought is protected once it has ended: set LIMIT_S, so that it does")
         return value
 
     @field_validator("rest_url")
@@ -232,5 +281,14 @@ class ExecutorSettings(ServiceSettings):
                 risk_pct=self.risk_pct,
                 stop_distance_pct=self.stop_distance_pct,
                 stop_level=self.stop_level,
+            ),
+            terms=Terms(
+                kind=self.order_type,
+                offset_pct=self.limit_offset_pct,
+                limit_ms=self.limit_s * 1_000,
+                chase_pct=self.chase_pct,
+                protection=self.protect,
+                stop_slip_pct=self.stop_slip_pct,
+                target_pct=self.target_pct,
             ),
         )

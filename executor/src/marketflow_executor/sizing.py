@@ -14,7 +14,7 @@ from marketflow_common.numbers import EXACT, ZERO, divide
 
 from .risk import Standing
 
-__all__ = ["Mode", "Sizing", "Unsized", "stop_price", "worth"]
+__all__ = ["Mode", "Sizing", "Unsized", "stop_below", "stop_price", "worth"]
 
 Mode = Literal["quote", "equity_share", "risk"]
 Unsized = Literal["no_equity", "no_stop"]
@@ -38,11 +38,16 @@ class Sizing(msgspec.Struct, frozen=True):
 def stop_price(signal: Signal, sizing: Sizing) -> Decimal | None:
     """Where a BUY would be given up, below its close and above 0; None where the signal names no such level."""
     if not sizing.stop_level:
-        with localcontext(EXACT):
-            stop = signal.close - (signal.close * sizing.stop_distance_pct).scaleb(_HUNDREDTHS)
+        stop = stop_below(signal.close, sizing)
         return stop if 0 < stop < signal.close else None
     level = signal.levels.get(sizing.stop_level)
     return level if level is not None and 0 < level < signal.close else None
+
+
+def stop_below(close: Decimal, sizing: Sizing) -> Decimal:
+    """The stop by its distance alone."""
+    with localcontext(EXACT):
+        return close - (close * sizing.stop_distance_pct).scaleb(_HUNDREDTHS)
 
 
 def worth(

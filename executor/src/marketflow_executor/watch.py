@@ -1,4 +1,5 @@
-"""Reads the account's commands from trading_signals, ahead of the signals and of whatever is still being published.
+"""Reads the account's commands from trading_signals, ahead of the signals and of whatever is still being published,
+and honours them.
 
 Must never say that all commands are read while one that was there at the time of asking is not.
 """
@@ -6,16 +7,23 @@ Must never say that all commands are read while one that was there at the time o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
-from marketflow_common import topics
+from marketflow_common import clock, logs, topics
 from marketflow_common.events import Command
 from marketflow_common.kafka import client
 from marketflow_common.settings import KafkaSettings
 
-__all__ = ["CommandReader"]
+from . import meters
+from .commands import judge
+from .desk import Desk
+from .exchange import Unavailable
+
+__all__ = ["CommandReader", "heed"]
+
+_log = logs.get("executor")
 
 PATIENCE_S: Final = 10.0
 
@@ -76,3 +84,34 @@ class CommandReader:
                 self._next = offset + 1
         events = [record.event for record in client.records_of(good, topics.TRADING_SIGNALS)]
         return [event for event in events if isinstance(event, Command) and event.account == self._account]
+
+
+def heed(desk: Desk, commands: Sequence[Command], secret: str) -> bool:
+    """Honour commands that have not been honoured yet, each in a transaction of its own; whether one was a resume."""
+    resumed = False
+    for command in commands:
+        account = desk.account
+        if command.id in account.commands:
+            continue
+        try:
+            now_us = desk.exchange.now_ms() * 1_000
+        except Unavailable:
+            now_us = clock.now_us()  # A halt waits for no exchange.
+        trusting = desk.limits.mode != "live"
+        judged = judge(command, account.state, account.state_at, now_us, secret, trusting=trusting)
+        if isinstance(judged, str):
+            meters.COMMANDS.labels(command.action, "refused").inc()
+            _log.error(
+                "command_refused",
+                id=command.id,
+                action=command.action,
+                asked_by=command.asked_by,
+                detail=judged,
+                effect=f"the account stays {account.state}",
+            )
+            continue
+        desk.commit([judged])
+        meters.COMMANDS.labels(command.action, "honoured").inc()
+        _log.error("trading_state", state=judged.state, detail=judged.reason, changed_by=judged.changed_by)
+        resumed = resumed or command.action == "resume"
+    return resumed

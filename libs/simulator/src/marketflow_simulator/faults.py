@@ -63,6 +63,8 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
     ms: int = 0
     """`clock_skew`: how far the exchange's clock runs ahead (behind, if negative). `time_shift`: how far the trade's
     time is ahead. `step_back`: how far it lies before that of the trade before."""
+    percent: float = 0.0
+    """`burst`: how far its trades are above the price before (below, if negative); the trades after it are not."""
     pings: bool = False
     """`stall`: only market data stops; pings, pongs and answers go on."""
     id: int = 0
@@ -147,6 +149,8 @@ class Faults:
             raise FaultError(f"status is {fault.status}, an error is 400 to 599, or 0 for no answer at all")
         if fault.kind == "partial_fill" and not 2 <= fault.parts <= 1000:
             raise FaultError(f"parts is {fault.parts}, partial_fill needs 2 to 1000")
+        if not -100 < fault.percent <= 1_000:
+            raise FaultError(f"percent is {fault.percent:g}, it has to be above -100 and at most 1000")
         if fault.kind == "time_shift" and fault.ms == 0:
             raise FaultError("ms is 0, time_shift needs to know how far")
         if fault.kind == "step_back" and fault.ms < 0:

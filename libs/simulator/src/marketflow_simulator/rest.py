@@ -75,6 +75,7 @@ class PublicApi:
             web.get("/api/v3/klines", wrap(self.klines, 2)),
             web.get("/api/v3/avgPrice", wrap(self.avg_price, 2)),
             web.get("/api/v3/ticker/price", wrap(self.ticker_price, _ticker_weight)),
+            web.get("/api/v3/ticker/bookTicker", wrap(self.book_ticker, _ticker_weight)),
         ]
 
     def now_ms(self) -> int:
@@ -199,6 +200,14 @@ class PublicApi:
             return [_price_json(find_symbol(self._market, part)) for part in wanted]
         return [_price_json(symbol) for symbol in self._market.symbols.values()]
 
+    async def book_ticker(self, call: Call) -> Any:
+        name, many = call.params.text("symbol"), call.params.text("symbols")
+        if name is not None:
+            return _best_json(find_symbol(self._market, name))
+        wanted = [part.strip('" ') for part in many.strip("[]").split(",")] if many is not None else None
+        found = self._market.symbols if wanted is None else wanted
+        return [_best_json(find_symbol(self._market, part)) for part in found]
+
 
 def _ticker_weight(params: Params) -> int:
     return 2 if "symbol" in params else 4
@@ -206,6 +215,13 @@ def _ticker_weight(params: Params) -> int:
 
 def _price_json(symbol: SymbolMarket) -> dict[str, Any]:
     return {"symbol": symbol.symbol, "price": text8(symbol.last.price if symbol.last else 0)}
+
+
+def _best_json(symbol: SymbolMarket) -> dict[str, Any]:
+    """There is no book: a bid and an ask one tick beside the last price, each of one step."""
+    last, tick, qty = symbol.last, symbol.spec.tick, text8(symbol.spec.step)
+    bid, ask = (max(last.price - tick, tick), last.price + tick) if last else (0, 0)
+    return {"symbol": symbol.symbol, "bidPrice": text8(bid), "bidQty": qty, "askPrice": text8(ask), "askQty": qty}
 
 
 def _trade_json(trade: Trade) -> dict[str, Any]:

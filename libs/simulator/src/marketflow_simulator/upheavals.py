@@ -48,7 +48,7 @@ class Upheavals:
         at_us, first = self._begin(fault, symbol, tape)
         if fault.kind == "burst":
             before = next(iter(tape.latest(first.id - 1, 1)), first)
-            tape.splice(first.id, first.id, _burst(symbol, before, at_us, fault.count))
+            tape.splice(first.id, first.id, _burst(symbol, before, at_us, fault))
         elif fault.kind == "silence":
             after = next(tape.live(at_us + int(fault.seconds * 1_000_000)), None)
             tape.splice(first.id, after.id if after is not None else 1 << 62)
@@ -87,11 +87,12 @@ class Upheavals:
         return at_us
 
 
-def _burst(symbol: SymbolMarket, before: Trade, at_us: int, count: int) -> Sequence[Trade]:
-    """`count` trades within the millisecond `at_us`, around the price before."""
-    tick, step = symbol.spec.tick, symbol.spec.step
+def _burst(symbol: SymbolMarket, before: Trade, at_us: int, fault: Fault) -> Sequence[Trade]:
+    """`count` trades within the millisecond `at_us`, around the price before or `percent` away from it."""
+    tick, step, count = symbol.spec.tick, symbol.spec.step, fault.count
+    middle = before.price + int(before.price * fault.percent / 100) // tick * tick
     return [
-        Trade(0, max(before.price + (i * 7 % 11 - 5) * tick, tick), (1 + i % 97) * step, at_us, at_us, i % 3 == 0, 0)
+        Trade(0, max(middle + (i * 7 % 11 - 5) * tick, tick), (1 + i % 97) * step, at_us, at_us, i % 3 == 0, 0)
         for i in range(count)
     ]
 
