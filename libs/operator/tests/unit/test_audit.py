@@ -346,6 +346,42 @@ def test_what_a_flatten_says_answers_its_command_and_no_signal(world: Build) -> 
     assert "signals_answered" not in judge(add(evidence, "trading_signals", command, key="ETHUSDT")).failed
 
 
+def protected(evidence: Evidence, attempt: int, status: str = "NEW") -> Evidence:
+    """With a stop and a target that stand at the exchange after the first fill of a symbol."""
+    filled = first(evidence, "order_events", kind(events.OrderFilled, symbol="ETHUSDT")).event
+    intent = first(evidence, "order_events", kind(events.OrderIntended, order_id=filled.order_id)).event
+    signal_id = f"protect:ETHUSDT:{filled.fill_id}"
+    orders = list(evidence.exchange.orders)
+    for leg, of in (("s", "STOP_LOSS_LIMIT"), ("t", "LIMIT_MAKER")):
+        name, number = f"mf-{signal_id}-{attempt}{leg}", 900 + 10 * attempt + (leg == "t")
+        stands = {"order_type": "LIMIT", "exchange_type": of, "price": Decimal(1), "list_id": f"list-{attempt}"}
+        stop = msgspec.structs.replace(
+            intent, order_id=name, signal_id=signal_id, side="SELL", attempt=attempt, **stands
+        )
+        evidence = add(evidence, "order_events", stop)
+        evidence = add(evidence, "order_events", events.OrderAccepted("main", name, signal_id, "ETHUSDT", number, 1))
+        like = next(entry for entry in orders if entry.client_order_id == filled.order_id)
+        fields = {"client_order_id": name, "order_type": of, "side": "SELL", "status": status}
+        orders.append(like._replace(**fields, executed_qty=Decimal(0)))
+    return replace(evidence, exchange=replace(evidence.exchange, orders=orders))
+
+
+ORDER_CHECKS = {"signals_answered", "orders_equal_exchange", "orders_sent_once", "unresolved_orders"}
+
+
+def test_a_stop_and_a_target_that_stand_are_no_offence_and_a_second_pair_is(world: Build) -> None:
+    evidence = protected(world(), 1)
+    assert not judge(evidence).failed.keys() & ORDER_CHECKS
+    twice = judge(protected(evidence, 2)).failed
+    assert "protection of ETHUSDT was traded by 2 orders" in twice["orders_sent_once"].detail
+
+
+def test_an_order_that_stands_here_and_has_ended_there_is_named(world: Build) -> None:
+    found = judge(protected(world(), 1, status="CANCELED")).failed
+    assert "no end is known, the exchange says CANCELED" in found["orders_equal_exchange"].detail
+    assert "has no end" in found["unresolved_orders"].detail
+
+
 def test_a_signal_filled_and_skipped_is_named(world: Build) -> None:
     evidence = world()
     filled = first(evidence, "order_events", kind(events.OrderFilled, symbol="ETHUSDT")).event

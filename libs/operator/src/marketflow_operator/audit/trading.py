@@ -6,7 +6,7 @@ Pure functions from evidence to verdicts. Must never use a service's code: what 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
@@ -55,6 +55,8 @@ _ENDS: Final[Mapping[str, tuple[str | None, ...]]] = {
 }
 """What the exchange may say of an order that ended so here; None: it never heard of it."""
 _OPEN: Final = ("NEW", "PARTIALLY_FILLED", "PENDING_NEW")
+_PROTECTION: Final = "protect"
+"""Begins the signal id of stops and targets: protect:<symbol>:<the account's trade that they follow>."""
 
 
 @dataclass
@@ -102,6 +104,20 @@ def orders_of(evidence: Evidence) -> dict[str, Order]:
             case _:
                 pass
     return dict(orders)
+
+
+def _rests(order: Order, theirs: Sequence[ExchangeOrder]) -> bool:
+    """Whether an order without an end waits at the exchange for its price, and both sides say so."""
+    intent = order.intent
+    waits = intent is not None and intent.price is not None and order.accepted and not order.ends
+    return waits and [entry.status in _OPEN for entry in theirs] == [True]
+
+
+def _by_client_id(exchange: Exchange) -> dict[str, list[ExchangeOrder]]:
+    theirs: dict[str, list[ExchangeOrder]] = defaultdict(list)
+    for entry in exchange.orders:
+        theirs[entry.client_order_id].append(entry)
+    return theirs
 
 
 # --- signals -----------------------------------------------------------------------------------------
@@ -163,7 +179,8 @@ def signals_one_per_candle(evidence: Evidence, exchange: Exchange, cuts: Cuts) -
 
 def signals_answered(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> Check:
     """Every BUY and SELL before the cut is answered: it ends in one order, or was skipped with a reason, not both."""
-    orders = orders_of(evidence)
+    orders, theirs = orders_of(evidence), _by_client_id(exchange)
+    resting = {number for number, order in orders.items() if _rests(order, theirs.get(number, []))}
     attempts: dict[str, list[tuple[str, Order]]] = defaultdict(list)
     for number, order in orders.items():
         if order.intent is not None:
@@ -184,21 +201,24 @@ def signals_answered(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> Chec
         if (signal.symbol, signal.interval, signal.open_time) not in candles:
             continue
         due += 1
-        problem = _answer_problem(tried, skips)
+        problem = _answer_problem(tried, skips, resting)
         answered += not problem
         if problem:
             offenders.append(f"{name}: {problem}")
     ordered = {command.id for _, command in evidence.of(Command)}
+    traded = {f"{fill.symbol}:{fill.fill_id}" for _, fill in evidence.of(OrderFilled)}
     for number in (attempts.keys() | skipped.keys()) - signals.keys():
         kind, _, rest = number.partition(":")
         if kind == "command" and rest.rpartition(":")[0] in ordered:
             continue  # sold by a flatten
+        if kind == _PROTECTION and rest in traded:
+            continue  # protects what that trade has left
         places = [str(order.intents[0][0]) for _, order in attempts.get(number, ())] + list(map(str, skipped[number]))
         offenders.append(f"{', '.join(places)} answers signal {number}, which does not exist")
     return verdict("signals_answered", due, answered, offenders)
 
 
-def _answer_problem(tried: Sequence[tuple[str, Order]], skips: Sequence[Where]) -> str:
+def _answer_problem(tried: Sequence[tuple[str, Order]], skips: Sequence[Where], resting: Collection[str]) -> str:
     if not tried and not skips:
         return "no answer"
     if len(skips) > 1:
@@ -209,7 +229,7 @@ def _answer_problem(tried: Sequence[tuple[str, Order]], skips: Sequence[Where]) 
     if filled and skips:
         return f"filled by {filled[0]} and skipped at {skips[0]}"
     for number, order in tried:
-        if len(order.ends) != 1:
+        if len(order.ends) != 1 and number not in resting:
             places = ", ".join(f"{end} at {where}" for where, end in order.ends)
             return f"order {number} has {len(order.ends)} ends {places}".rstrip()
     return ""
@@ -225,9 +245,7 @@ def _is_paper(order: Order) -> bool:
 def orders_equal_exchange(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> Check:
     """The exchange has exactly the orders that were intended, each with the outcome that the topic states."""
     orders = {number: order for number, order in orders_of(evidence).items() if not _is_paper(order)}
-    theirs: dict[str, list[ExchangeOrder]] = defaultdict(list)
-    for entry in exchange.orders:
-        theirs[entry.client_order_id].append(entry)
+    theirs = _by_client_id(exchange)
     offenders, equal = [], 0
     for number, order in orders.items():
         problem = _order_problem(order, theirs.get(number, []))
@@ -252,8 +270,9 @@ def _order_problem(order: Order, theirs: Sequence[ExchangeOrder]) -> str:
     entry = theirs[0] if theirs else None
     status = entry.status if entry else None
     if order.end is None:
-        return f"no end is known, the exchange says {status or 'it has no such order'}"
-    if status not in _ENDS[order.end]:
+        if not _rests(order, theirs):
+            return f"no end is known, the exchange says {status or 'it has no such order'}"
+    elif status not in _ENDS[order.end]:
         return f"{order.end} here, {status or 'unknown'} at the exchange"
     if entry is None:
         return "it has fills that the exchange does not know" if order.fills else ""
@@ -282,24 +301,35 @@ def orders_sent_once(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> Chec
 
 def duplicated_orders(evidence: Evidence, exchange: Exchange) -> list[str]:
     """Orders at the exchange beyond the one that a signal may have."""
-    signal_of = {event.order_id: event.signal_id for _, event in evidence.of(OrderIntended)}
-    working: dict[str, list[str]] = defaultdict(list)
+    intents = {event.order_id: event for _, event in evidence.of(OrderIntended)}
+    working: dict[str, set[str]] = defaultdict(set)
     times = Counter(entry.client_order_id for entry in exchange.orders)
     for entry in exchange.orders:
-        signal = signal_of.get(entry.client_order_id)
-        if signal is not None and (entry.executed_qty > 0 or entry.status in _OPEN):
-            working[signal].append(entry.client_order_id)
+        intent = intents.get(entry.client_order_id)
+        if intent is None:
+            continue
+        if intent.signal_id.startswith(f"{_PROTECTION}:"):
+            # One protection may follow another, and be of two orders; at any time a symbol has one.
+            if entry.status in _OPEN:
+                working[f"protection of {intent.symbol}"].add(intent.list_id or intent.order_id)
+        elif entry.executed_qty > 0 or entry.status in _OPEN:
+            working[f"signal {intent.signal_id}"].add(intent.order_id)
     found = [f"client id {number} has {count} orders at the exchange" for number, count in times.items() if count > 1]
     return found + [
-        f"signal {signal} was traded by {len(set(ids))} orders ({', '.join(sorted(set(ids)))})"
-        for signal, ids in working.items()
-        if len(set(ids)) > 1
+        f"{what} was traded by {len(ids)} orders ({', '.join(sorted(ids))})"
+        for what, ids in working.items()
+        if len(ids) > 1
     ]
 
 
 def unresolved_orders(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> Check:
-    """Every intended order has an end; nothing is left unknown."""
-    open_orders = [(number, order) for number, order in orders_of(evidence).items() if order.end is None]
+    """Every intended order has an end, or rests at the exchange; nothing is left unknown."""
+    theirs = _by_client_id(exchange)
+    open_orders = [
+        (number, order)
+        for number, order in orders_of(evidence).items()
+        if order.end is None and not _rests(order, theirs.get(number, []))
+    ]
     return verdict(
         "unresolved_orders",
         0,
