@@ -38,6 +38,7 @@ from .compare import difference, rests
 from .decision import Limits, decide, supervised
 from .desk import Broken, Pending, TermOver
 from .exchange import Exchange, Unavailable
+from .fees import priced
 from .orders import Answer, Learned, Throttled, expired, learn
 from .plans import is_protection
 from .resting import Resting
@@ -376,6 +377,7 @@ class Engine:
         pending = self.pending[intent.order_id]
         assets = self.account.assets[intent.symbol]
         order, books = self.account.open[intent.order_id], self.account.books
+        answer = priced(answer, assets, self.exchange)
         learned = learn(order, answer, books, assets, self._margin_ms, pending.evidence)
         pending.evidence = learned.evidence
         if learned.events:
