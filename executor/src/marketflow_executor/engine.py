@@ -54,7 +54,9 @@ IDLE_COMMIT_S: Final = 5.0
 """Signals that ask for nothing move the position; it is committed this often, so that a restart reads little again."""
 ASK_FIRST_S: Final = 0.1
 ASK_LAST_S: Final = 1.0
-"""An order that is open or unknown is asked for after this long, then at twice the distance up to the last."""
+ASK_RESTING_S: Final = 3.0
+"""An order that is open or unknown is asked for after this long, then at twice the distance up to the last; the last of
+one that waits at the exchange for its price is longer, because it may do so for days."""
 RETRY_S: Final = 0.5
 _NO_SECRET: Final = SecretStr("")
 
@@ -397,7 +399,8 @@ class Engine:
             pending.resend = pending.signal is not None and not pending.asked and not pending.known
             pending.due = time.monotonic() + answer.seconds
         else:
-            pending.due = time.monotonic() + min(ASK_LAST_S, ASK_FIRST_S * 2 ** min(pending.asked, 9))
+            last = ASK_RESTING_S if learned.verdict == "open" and intent.price is not None else ASK_LAST_S
+            pending.due = time.monotonic() + min(last, ASK_FIRST_S * 2 ** min(pending.asked, 9))
             pending.asked += 1
             if learned.events and learned.verdict == "unknown":
                 _log.warning("order_unresolved", order_id=intent.order_id, detail=learned.reason, effect="being asked")

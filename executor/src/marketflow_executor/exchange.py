@@ -35,6 +35,7 @@ from .messages import (
     replace_request,
 )
 from .orders import Answer, NotCancelled, NotThere, Refused, Report, Throttled, TooLate, Unknown, Update
+from .plans import is_protection
 
 __all__ = ["BinanceRest", "Exchange", "KeyRefused", "Unavailable"]
 
@@ -277,7 +278,9 @@ class BinanceRest:
         self, path: str, request: dict[str, str | int], intent: OrderIntended | None
     ) -> _Reply | TooLate | Throttled | Unknown:
         """Send what makes an order. A reply is an answer, or a refusal that says something."""
-        if self._strategy_id and intent is not None:
+        # What follows from an order is to fill by what is traded from now on.
+        follows = intent is None or intent.replaces or is_protection(intent.signal_id)
+        if self._strategy_id and intent is not None and not follows:
             request["strategyId"] = intent.signal_last_trade_id
         reply = self._send("POST", path, request, signed=True)
         if isinstance(reply, _Reply) and reply.code == _OUTSIDE_WINDOW:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from executor_builders import OPENED, instrument, limits, signal
-from marketflow_common.events import OrderEvent, OrderIntended, Signal
+from marketflow_common.events import OrderEvent, OrderIntended, Signal, SignalSkipped
 from marketflow_common.settings import KafkaSettings
 from marketflow_executor import engine as engine_module
 from marketflow_executor import resting
@@ -110,7 +110,7 @@ class Market:
         return Report(place.number, place.status, done, tuple(place.fills), place.intent.timestamp_ms * 1_000)
 
     def lost(self) -> str:
-        return self.random.choice(["", "", "request", "answer"]) if self.lossy else ""
+        return self.random.choice([*10 * [""], "request", "answer"]) if self.lossy else ""
 
     # --- as an Exchange
 
@@ -182,7 +182,7 @@ class World:
         self.lead()
 
     def step(self, name: str) -> None:
-        if self.deadly and self.random.random() < 0.1:
+        if self.deadly and self.random.random() < 0.03:
             raise Died
 
     def lead(self) -> None:
@@ -263,6 +263,7 @@ def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         (engine_module, "ASK_FIRST_S"),
         (engine_module, "ASK_LAST_S"),
+        (engine_module, "ASK_RESTING_S"),
         (resting, "CANCEL_AGAIN_S"),
         (resting, "CHASE_EVERY_S"),
         (resting, "FIRST_PAUSE_S"),
@@ -280,9 +281,9 @@ def test_whatever_is_lost_and_whoever_dies_what_is_held_has_one_protection(
     world = World(seed, monkeypatch, msgspec.structs.replace(LIMITS, terms=terms))
     world.deadly = world.market.lossy = True
     for number in range(30):
-        one = signal(
-            id=f"s-{number}", signal_type=world.random.choice(["BUY", "BUY", "SELL"]), close=world.market.price
-        )
+        kinds, closes = ["BUY", "BUY", "SELL"], ["0.99", "1", "1.01"]
+        close = (world.market.price * D(world.random.choice(closes))).quantize(D("0.01"))
+        one = signal(id=f"s-{number}", signal_type=world.random.choice(kinds), close=close)
         world.signals[one.id] = one
         for _ in range(20):
             world.survive(lambda one=one: world.take(one))
@@ -301,6 +302,7 @@ def test_whatever_is_lost_and_whoever_dies_what_is_held_has_one_protection(
     filled = [place.intent for place in world.market.orders.values() if place.fills]
     of_signals = [intent.signal_id for intent in filled if not intent.signal_id.startswith("protect:")]
     assert len(of_signals) == len(set(of_signals)), "a signal was traded twice"
+    assert {event.signal_id for event in world.log if isinstance(event, SignalSkipped)} <= set(world.signals)
 
 
 def test_an_order_may_rest_for_days(monkeypatch: pytest.MonkeyPatch) -> None:

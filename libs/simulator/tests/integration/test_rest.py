@@ -1,6 +1,7 @@
 """Public REST: only what has happened, in the documented form."""
 
 from collections.abc import Awaitable, Callable
+from decimal import Decimal
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -162,5 +163,9 @@ async def test_exchange_info_tells_symbols_and_limits(start: Start) -> None:
     }
     two = await sim.get("/api/v3/exchangeInfo", symbols='["SOLUSDT","BTCUSDT"]')
     assert [s["symbol"] for s in two["symbols"]] == ["SOLUSDT", "BTCUSDT"]
+    best = await sim.get("/api/v3/ticker/bookTicker", symbol="ETHUSDT")
+    assert best.keys() == {"symbol", "bidPrice", "bidQty", "askPrice", "askQty"}
+    assert 0 < Decimal(best["bidPrice"]) < Decimal(best["askPrice"])
+    assert len(await sim.get("/api/v3/ticker/bookTicker", symbols='["ETHUSDT","BTCUSDT"]')) == 2
     prices = await sim.get("/api/v3/ticker/price")
     assert [p["symbol"] for p in prices] == ["BTCUSDT", "ETHUSDT", "SOLUSDT"]

@@ -99,6 +99,18 @@ def test_a_burst_is_many_trades_in_one_millisecond_between_the_others() -> None:
     ]
 
 
+@pytest.mark.parametrize("percent", [-2.5, 4.0])
+def test_a_burst_may_be_away_from_the_price_before_and_the_price_comes_back(percent: float) -> None:
+    at_us = START + 150 * SECOND
+    one, symbol, heard, _ = lived({"kind": "burst", "at_us": at_us, "percent": percent})
+    agree(one, symbol, heard)
+    usual = plain()
+    [spike] = [t for t in heard.trades if t.at_us == at_us and t.time_us == at_us and t not in usual]
+    before = next(t for t in reversed(usual) if t.at_us < at_us)
+    assert spike.price / before.price == pytest.approx(1 + percent / 100, abs=0.001)
+    assert [t.price for t in heard.trades if t.at_us > at_us] == [t.price for t in usual if t.at_us > at_us]
+
+
 def test_silence_is_a_time_without_trades_and_flat_klines() -> None:
     at_us = START + 130 * SECOND
     one, symbol, heard, _ = lived({"kind": "silence", "at_us": at_us, "seconds": 180})
