@@ -45,7 +45,10 @@ WORKERS ?= 3
 test: setup ## All that CI checks: make check, and every test; WORKERS=3, PYTEST='-k words'
 	@$(MAKE) --no-print-directory -j2 check tests
 
+# Hundreds of processes are started: none is to compile the sources again, wherever bytecode is not written otherwise.
+tests: export PYTHONDONTWRITEBYTECODE =
 tests: setup
+	@$(BIN)/python -m compileall -q $(PARTS:%=%/src)
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 .PHONY: chaos

@@ -35,9 +35,10 @@ def eventually(check: Callable[[], T], timeout: float = PATIENCE, interval: floa
     """Ask until `check` returns something true, and return that; an AssertionError in it counts as "not yet".
 
     After `timeout` seconds it raises AssertionError with what the last try said. In a coroutine:
-    `await asyncio.to_thread(eventually, check)`.
+    `await asyncio.to_thread(eventually, check)`. Asked less and less often, up to a fifth as often: what takes long is
+    not hurried by questions, which cost it the processor.
     """
-    deadline = time.monotonic() + timeout
+    deadline, longest = time.monotonic() + timeout, 5 * interval
     while True:
         outcome, result = _attempt(check)
         if result:
@@ -45,6 +46,7 @@ def eventually(check: Callable[[], T], timeout: float = PATIENCE, interval: floa
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout:g} s: {outcome}")
         time.sleep(interval)
+        interval = min(1.1 * interval, longest)
 
 
 def _attempt(check: Callable[[], T]) -> tuple[str, T | None]:
