@@ -118,11 +118,11 @@ def class_archive(java: Path) -> Path | None:
     if not archive.exists():
         with _locked(base / f"kafka-{KAFKA_VERSION}.lock"):
             if not archive.exists():
-                _write_archive(archive)
+                _write_archive(java, archive)
     return archive if archive.exists() and archive.stat().st_size else None
 
 
-def _write_archive(archive: Path) -> None:
+def _write_archive(java: Path, archive: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="kafka-", dir=archive.parent) as scratch:
         new = Path(scratch) / "classes.jsa"
         port, controller = free_ports(2)
@@ -132,7 +132,9 @@ def _write_archive(archive: Path) -> None:
         except StackError:
             return  # why, the broker that is wanted will say
         broker.stop(60)
-        if new.exists():
+        # One that a full disk has cut short would end every broker with SIGBUS.
+        reads = [str(java), f"-XX:SharedArchiveFile={new}", "-version"]
+        if new.exists() and subprocess.run(reads, cwd=scratch, capture_output=True, timeout=30).returncode == 0:
             new.rename(archive)
         else:
             archive.touch()  # this Java cannot; asked once is enough

@@ -115,6 +115,30 @@ def test_a_folder_that_lost_a_jar_is_fetched_again_and_a_whole_one_is_not(bin_fo
     assert (bin_folder / "mvn.runs").read_text() == "run\nrun\n"
 
 
+@pytest.mark.parametrize("status", [0, 134])
+def test_an_archive_of_classes_is_made_once_and_used_only_if_java_can_read_it(
+    status: int, bin_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(bin_folder, "java", f'case "$1" in *SharedArchiveFile*) exit {status};; *) echo 17 >&2;; esac')
+    made: list[Path] = []
+
+    def stop(broker: KafkaBroker, deadline: float) -> bool:
+        assert broker._write_archive is not None
+        made.append(broker._write_archive)
+        broker._write_archive.write_text("classes")
+        return True
+
+    monkeypatch.setattr(kafka, "kafka_jars", lambda: tmp_path / "kafka-jars")
+    monkeypatch.setattr(KafkaBroker, "start", lambda broker: None)
+    monkeypatch.setattr(KafkaBroker, "stop", stop)
+    found = [kafka.class_archive(bin_folder / "java") for _ in range(2)]
+    assert len(made) == 1
+    assert found[0] == found[1]
+    assert (found[0] is None) is (status != 0)
+    if found[0] is not None:
+        assert found[0].read_text() == "classes"
+
+
 def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert kafka.cache_directory() == tmp_path / "marketflow"
