@@ -81,6 +81,9 @@ class Desk(Protocol):
     ) -> None:
         """Commit a decision together with ``before``; then send what was decided."""
 
+    def ask(self) -> None:
+        """Ask the exchange for what is due, once; decides nothing."""
+
     def tend(self) -> None:
         """Heed commands and ask for what is due, once; raises TermOver when it is time to leave."""
 

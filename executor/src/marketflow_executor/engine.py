@@ -113,7 +113,13 @@ class Engine:
             self._started = True
             self._health.ready(True)
             _log.info("leading", account=self.limits.account, mode=self.limits.mode, state=self.account.state)
-            self._work()
+            try:
+                self._work()
+            except TermOver:
+                if not stop.is_set():
+                    raise
+            if self._leads():
+                self._resting.leave()
         except KafkaException as error:
             raise self._judge(error) from error
         finally:
@@ -210,7 +216,7 @@ class Engine:
                     self._take(message)
             self._listen()
             self._tend(settle=True)
-            self._flatten()
+            self._resting.flatten()
             self._resting.look()
             self._resting.protect()
             now = time.monotonic()
@@ -464,6 +470,10 @@ class Engine:
         self._tend(settle=True)
         self._pause(0.02)
 
+    def ask(self) -> None:
+        """See Desk."""
+        self._tend(settle=False)
+
     def commit(self, events: Sequence[OrderEvent]) -> None:
         """See Desk."""
         self._commit(events)
@@ -482,9 +492,6 @@ class Engine:
     def _heed(self, commands: Sequence[Command]) -> None:
         if heed(self, commands, self._secret.get_secret_value()):
             self._check_at = 0.0  # Nobody may resume what does not add up for longer than it takes to look.
-
-    def _flatten(self) -> None:
-        self._resting.flatten()
 
     # --- books against the exchange ------------------------------------------------------------------
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, localcontext
-from typing import Annotated, Any, Final, NamedTuple, Protocol, TypeVar
-from urllib.parse import urlencode
+from typing import Annotated, Any, Final, Protocol
 
 import httpx
 import msgspec
 from marketflow_common import logs
 from marketflow_common.events import OrderIntended
-from marketflow_common.kafka.client import FatalKafkaError
 from marketflow_common.numbers import EXACT, NotANumber, number
 from marketflow_common.signing import Sign
 from pydantic import BaseModel, BeforeValidator, SecretStr, ValidationError
@@ -36,6 +34,7 @@ from .messages import (
 )
 from .orders import Answer, NotCancelled, NotThere, Refused, Report, Throttled, TooLate, Unknown, Update
 from .plans import is_protection
+from .rest import KEY_CODES, OUTSIDE_WINDOW, SAYS_NOTHING, KeyRefused, Reply, Rest, Unavailable, short
 
 __all__ = ["BinanceRest", "Exchange", "KeyRefused", "Unavailable"]
 
@@ -49,25 +48,11 @@ _REPLACE_FAILED: Final = (-2021, -2022)
 _BEFORE_MS: Final = 1_000
 _AFTER_MS: Final = 60_000
 """How far around its window an order is looked for: the exchange's clocks need not agree."""
-_OUTSIDE_WINDOW, _NO_SUCH_ORDER, _NOT_TAKEN, _NO_SUCH_SYMBOL = -1021, -2013, -2010, -1121
+_NO_SUCH_ORDER, _NOT_TAKEN, _NO_SUCH_SYMBOL = -2013, -2010, -1121
 _DUPLICATE: Final = "duplicate"
 """In the message of a -2010: "Duplicate order sent." (Binance, "Error codes", messages for -1010, -2010, -2011)."""
-_SAYS_NOTHING: Final = {-1000, -1001, -1006, -1007, -1016}
-"""Codes that leave the execution open, whatever the HTTP status (Binance, "Error codes", general server errors)."""
-_KEY_CODES: Final = {-1002, -1022, -2014, -2015}
-_DEFAULT_PAUSE_S: Final = 5.0
 _FRESH_S: Final = 600.0
 """Trading rules are asked for again after this long."""
-
-T = TypeVar("T", bound=BaseModel)
-
-
-class Unavailable(Exception):
-    """The exchange does not answer this question now; ask again later."""
-
-
-class KeyRefused(FatalKafkaError):
-    """The exchange does not accept the API key or its signature; nothing can be traded."""
 
 
 class Exchange(Protocol):
@@ -130,15 +115,6 @@ class Exchange(Protocol):
 _Amount = Annotated[Decimal, BeforeValidator(number)]
 
 
-class _Problem(BaseModel):
-    code: int
-    msg: str = ""
-
-
-class _Time(BaseModel):
-    serverTime: int
-
-
 class _Balance(BaseModel):
     asset: str
     free: _Amount
@@ -164,15 +140,8 @@ class _Best(BaseModel):
 
 
 class _ExchangeInfo(BaseModel):
+    rateLimits: tuple[dict[str, Any], ...] = ()
     symbols: tuple[dict[str, Any], ...]
-
-
-class _Reply(NamedTuple):
-    """An answer that was understood: the body of a 200, or (code != 0) a definite refusal."""
-
-    body: bytes
-    code: int = 0
-    message: str = ""
 
 
 class BinanceRest:
@@ -190,45 +159,27 @@ class BinanceRest:
         strategy_id: bool = False,
     ) -> None:
         """``strategy_id``: send the last trade that a signal has seen along, as the order's strategyId."""
-        self._key, self._sign, self._recv_window_ms, self._strategy_id = key, sign, recv_window_ms, strategy_id
-        self._url = url
-        self._client = httpx.Client(
-            base_url=url,
-            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 1.0)),
-            # A warm connection saves an order a handshake.
-            limits=httpx.Limits(max_connections=1, keepalive_expiry=30.0),
-            transport=transport,
-        )
-        self._clock: tuple[int, float] | None = None
-        self._paused_until = 0.0
+        self._rest = Rest(url, key, sign, timeout_s, recv_window_ms, transport)
+        self._strategy_id = strategy_id
         self._instruments: dict[str, tuple[float, Instrument | None]] = {}
 
     def close(self) -> None:
         """Close the connection."""
-        self._client.close()
+        self._rest.close()
 
     # --- time and throttling -------------------------------------------------------------------------
 
     def now_ms(self) -> int:
-        """The exchange's time by its own clock and our monotonic one: late by the way of one answer, never early."""
-        if self._clock is None:
-            self.sync()
-        assert self._clock is not None
-        server_ms, at = self._clock
-        return server_ms + int((time.monotonic() - at) * 1_000)
-
-    def sync(self) -> None:
-        """Measure the exchange's clock. Raises Unavailable."""
-        answer = self._read(_Time, "/api/v3/time", {}, signed=False)
-        self._clock = (answer.serverTime, time.monotonic())
+        """See Exchange."""
+        return self._rest.now_ms()
 
     def paused_s(self) -> float:
         """See Exchange."""
-        return max(0.0, self._paused_until - time.monotonic())
+        return self._rest.paused_s()
 
     def refresh(self) -> None:
         """See Exchange."""
-        self.sync()
+        self._rest.sync()
         for symbol in list(self._instruments):
             self.instrument(symbol)
 
@@ -237,21 +188,21 @@ class BinanceRest:
     def place(self, intent: OrderIntended) -> Answer:
         """See Exchange."""
         reply = self._new(_ORDER, order_request(intent), intent)
-        if not isinstance(reply, _Reply):
+        if not isinstance(reply, Reply):
             return reply
         return self._refusal(intent, reply) if reply.code else self._unthrottled(self._report(intent, reply.body))
 
     def place_list(self, legs: Sequence[OrderIntended]) -> dict[str, Answer]:
         """See Exchange."""
         reply = self._new(_LIST, oco_request(*in_place(legs)), None)
-        if not isinstance(reply, _Reply):
+        if not isinstance(reply, Reply):
             return {leg.order_id: reply for leg in legs}
         if reply.code:
             return {leg.order_id: self._refusal(leg, reply) for leg in legs}
         try:
             said = {named.order_id: named.message for named in read_list(msgspec.json.decode(reply.body)).reports}
         except (Unreadable, msgspec.DecodeError) as error:
-            return {leg.order_id: Unknown(f"an answer that cannot be read: {_short(error)}") for leg in legs}
+            return {leg.order_id: Unknown(f"an answer that cannot be read: {short(error)}") for leg in legs}
         return {leg.order_id: said.get(leg.order_id, Unknown("the list's answer does not tell")) for leg in legs}
 
     def replace(self, intent: OrderIntended) -> dict[str, Answer]:
@@ -259,38 +210,38 @@ class BinanceRest:
         # Of one that has a fill by now more would be bought than is left: then it is not cancelled, and stays.
         request = {**replace_request(intent), "cancelRestrictions": "ONLY_NEW"}
         reply = self._new(_REPLACE, request, intent)
-        if not isinstance(reply, _Reply):
+        if not isinstance(reply, Reply):
             return {intent.order_id: reply}
         if reply.code and reply.code not in _REPLACE_FAILED:
             return {intent.order_id: self._refusal(intent, reply)}
         try:
             cancelled, placed = read_replaced(msgspec.json.decode(reply.body))
         except (Unreadable, msgspec.DecodeError) as error:
-            return {intent.order_id: Unknown(f"an answer that cannot be read: {_short(error)}")}
+            return {intent.order_id: Unknown(f"an answer that cannot be read: {short(error)}")}
         new: Answer = placed
         if isinstance(placed, Refused):
-            new = self._refusal(intent, _Reply(reply.body, placed.code, placed.reason))
+            new = self._refusal(intent, Reply(reply.body, placed.code, placed.reason))
         elif isinstance(placed, Update) and placed.executed_qty:
             new = self._unthrottled(self.ask(intent))
         return {intent.replaces: cancelled, intent.order_id: new}
 
     def _new(
         self, path: str, request: dict[str, str | int], intent: OrderIntended | None
-    ) -> _Reply | TooLate | Throttled | Unknown:
+    ) -> Reply | TooLate | Throttled | Unknown:
         """Send what makes an order. A reply is an answer, or a refusal that says something."""
         # What follows from an order is to fill by what is traded from now on.
         follows = intent is None or intent.replaces or is_protection(intent.signal_id)
         if self._strategy_id and intent is not None and not follows:
             request["strategyId"] = intent.signal_last_trade_id
-        reply = self._send("POST", path, request, signed=True)
-        if isinstance(reply, _Reply) and reply.code == _OUTSIDE_WINDOW:
-            self._resync()
+        reply = self._rest.send("POST", path, request, signed=True)
+        if isinstance(reply, Reply) and reply.code == OUTSIDE_WINDOW:
+            self._rest.resync()
             return TooLate(f"refused as outside of its recvWindow: {reply.message}")
         return reply
 
-    def _refusal(self, intent: OrderIntended, reply: _Reply) -> Answer:
+    def _refusal(self, intent: OrderIntended, reply: Reply) -> Answer:
         """What a code in place of the order means."""
-        if reply.code in _SAYS_NOTHING:
+        if reply.code in SAYS_NOTHING:
             return Unknown(f"{reply.code} {reply.message}")
         if reply.code != _NOT_TAKEN:
             return Refused(reply.code, reply.message)
@@ -314,19 +265,19 @@ class BinanceRest:
         try:
             if self.now_ms() > intent.timestamp_ms + intent.recv_window_ms:
                 # "Not there" will prove something now, so the time must be the exchange's own word.
-                self.sync()
+                self._rest.sync()
             asked_ms = self.now_ms()
         except Unavailable as error:
             return Unknown(str(error))
-        reply = self._signed("GET", _ORDER, {"symbol": intent.symbol, "origClientOrderId": intent.order_id})
-        if not isinstance(reply, _Reply):
+        reply = self._rest.signed("GET", _ORDER, {"symbol": intent.symbol, "origClientOrderId": intent.order_id})
+        if not isinstance(reply, Reply):
             return reply
         if reply.code == _NO_SUCH_ORDER:
             # Inside of its window the order may still arrive, so nothing is gained by looking further.
             late = asked_ms > intent.timestamp_ms + intent.recv_window_ms
             return (self._elsewhere(intent) if late else None) or NotThere(asked_ms)
-        if reply.code in _KEY_CODES:
-            raise KeyRefused(f"{self._url} refuses the API key: {reply.message} ({reply.code})")
+        if reply.code in KEY_CODES:
+            raise KeyRefused(f"{self._rest.url} refuses the API key: {reply.message} ({reply.code})")
         if reply.code:
             return Unknown(f"asking for the order gave {reply.code} {reply.message}")
         return self._report(intent, reply.body)
@@ -355,34 +306,34 @@ class BinanceRest:
     def _by_trades(self, intent: OrderIntended, trades: list[dict[str, Any]]) -> Answer | None:
         """The order that a trade belongs to, if its client id is the intent's."""
         for number_ in sorted({str(trade.get("orderId")) for trade in trades}):
-            reply = self._signed("GET", _ORDER, {"symbol": intent.symbol, "orderId": number_})
-            if not isinstance(reply, _Reply):
+            reply = self._rest.signed("GET", _ORDER, {"symbol": intent.symbol, "orderId": number_})
+            if not isinstance(reply, Reply):
                 return reply
             if reply.code:
                 return Unknown(f"asking for order {number_} of a trade gave {reply.code} {reply.message}")
             try:
                 named = read_order(msgspec.json.decode(reply.body))
             except (Unreadable, msgspec.DecodeError) as error:
-                return Unknown(f"an answer that cannot be read: {_short(error)}")
+                return Unknown(f"an answer that cannot be read: {short(error)}")
             if named.order_id == intent.order_id:
                 return self._report(intent, reply.body)
         return None
 
     def _rows(self, path: str, query: Mapping[str, Any]) -> list[dict[str, Any]] | Throttled | Unknown:
-        reply = self._signed("GET", path, query)
-        if not isinstance(reply, _Reply):
+        reply = self._rest.signed("GET", path, query)
+        if not isinstance(reply, Reply):
             return reply
         if reply.code:
             return Unknown(f"GET {path} gave {reply.code} {reply.message}")
         try:
             return msgspec.json.decode(reply.body, type=list[dict[str, Any]])
         except msgspec.DecodeError as error:
-            return Unknown(f"an answer that cannot be read: {_short(error)}")
+            return Unknown(f"an answer that cannot be read: {short(error)}")
 
     def cancel(self, intent: OrderIntended) -> Answer:
         """See Exchange."""
-        reply = self._signed("DELETE", _ORDER, {"symbol": intent.symbol, "origClientOrderId": intent.order_id})
-        if not isinstance(reply, _Reply):
+        reply = self._rest.signed("DELETE", _ORDER, {"symbol": intent.symbol, "origClientOrderId": intent.order_id})
+        if not isinstance(reply, Reply):
             return reply
         if reply.code:
             return NotCancelled(reply.code, reply.message)
@@ -394,14 +345,14 @@ class BinanceRest:
             said = {named.order_id: named.message for named in read_list(body).reports}
             return said.get(intent.order_id, Unknown("the list's answer does not tell"))
         except (Unreadable, msgspec.DecodeError) as error:
-            return Unknown(f"an answer that cannot be read: {_short(error)}")
+            return Unknown(f"an answer that cannot be read: {short(error)}")
 
     def _report(self, intent: OrderIntended, body: bytes) -> Answer:
         """An order's state with its fills; those that the answer does not list are asked for."""
         try:
             found = read_order(msgspec.json.decode(body)).message
         except (Unreadable, msgspec.DecodeError) as error:
-            return Unknown(f"an answer that cannot be read: {_short(error)}")
+            return Unknown(f"an answer that cannot be read: {short(error)}")
         if isinstance(found, Report) or not found.executed_qty:
             return found
         listed = self._fills(intent.symbol, found.exchange_order_id)
@@ -414,15 +365,15 @@ class BinanceRest:
         fills: list[Fill] = []
         query: dict[str, Any] = {"symbol": symbol, "orderId": exchange_order_id, "limit": _PAGE}
         while True:
-            reply = self._signed("GET", _TRADES, query)
-            if not isinstance(reply, _Reply):
+            reply = self._rest.signed("GET", _TRADES, query)
+            if not isinstance(reply, Reply):
                 return reply
             if reply.code:
                 return Unknown(f"asking for the order's trades gave {reply.code} {reply.message}")
             try:
                 page = [read_trade(trade)[1] for trade in msgspec.json.decode(reply.body, type=list)]
             except (Unreadable, msgspec.DecodeError) as error:
-                return Unknown(f"an answer that cannot be read: {_short(error)}")
+                return Unknown(f"an answer that cannot be read: {short(error)}")
             fills += page
             if len(page) < _PAGE:
                 return fills
@@ -432,7 +383,7 @@ class BinanceRest:
 
     def balances(self) -> dict[str, Decimal]:
         """See Exchange."""
-        account = self._read(_Account, "/api/v3/account", {"omitZeroBalances": "true"}, signed=True)
+        account = self._rest.read(_Account, "/api/v3/account", {"omitZeroBalances": "true"}, signed=True)
         with localcontext(EXACT):
             return {b.asset: b.free + b.locked for b in account.balances if b.free or b.locked}
 
@@ -444,11 +395,11 @@ class BinanceRest:
         """See Exchange."""
         rows = self._rows(_OPEN_ORDERS, {})
         if not isinstance(rows, list):
-            raise Unavailable(f"{self._url}{_OPEN_ORDERS}: {rows}")
+            raise Unavailable(f"{self._rest.url}{_OPEN_ORDERS}: {rows}")
         try:
             return {r["clientOrderId"]: f"{r['side']} {r['origQty']} {r['symbol']}" for r in rows}
         except KeyError as error:
-            raise Unavailable(f"{self._url}{_OPEN_ORDERS}: {error.args[0]} is missing") from error
+            raise Unavailable(f"{self._rest.url}{_OPEN_ORDERS}: {error.args[0]} is missing") from error
 
     def fills_from(self, symbol: str, trade_id: int) -> list[Fill]:
         """See Exchange."""
@@ -456,11 +407,11 @@ class BinanceRest:
         while True:
             rows = self._rows(_TRADES, {"symbol": symbol, "fromId": trade_id, "limit": _PAGE})
             if not isinstance(rows, list):
-                raise Unavailable(f"{self._url}{_TRADES}: {rows}")
+                raise Unavailable(f"{self._rest.url}{_TRADES}: {rows}")
             try:
                 fills += [read_trade(row)[1] for row in rows]
             except Unreadable as error:
-                raise Unavailable(f"{self._url}{_TRADES}: {error}") from error
+                raise Unavailable(f"{self._rest.url}{_TRADES}: {error}") from error
             if len(rows) < _PAGE:
                 return fills
             trade_id = fills[-1].fill_id + 1
@@ -470,9 +421,9 @@ class BinanceRest:
         known = self._instruments.get(symbol)
         if known is not None and time.monotonic() - known[0] < _FRESH_S:
             return known[1]
-        reply = self._send("GET", "/api/v3/exchangeInfo", {"symbol": symbol}, signed=False)
+        reply = self._rest.send("GET", "/api/v3/exchangeInfo", {"symbol": symbol}, signed=False)
         found: Instrument | None = None
-        if not isinstance(reply, _Reply):
+        if not isinstance(reply, Reply):
             if known is not None:
                 return known[1]  # Rules rarely change, and the exchange checks them itself.
             raise Unavailable(f"no trading rules of {symbol}: {reply}")
@@ -480,102 +431,24 @@ class BinanceRest:
             raise Unavailable(f"no trading rules of {symbol}: {reply.code} {reply.message}")
         if not reply.code:
             try:
-                listed = _ExchangeInfo.model_validate_json(reply.body).symbols
-                found = next((read_instrument(info) for info in listed if info["symbol"] == symbol), None)
+                told = _ExchangeInfo.model_validate_json(reply.body)
+                self._rest.budget.allow(told.rateLimits)
+                found = next((read_instrument(info) for info in told.symbols if info["symbol"] == symbol), None)
             except (ValidationError, NotANumber, KeyError) as error:
-                raise Unavailable(f"the trading rules of {symbol} cannot be read: {_short(error)}") from error
+                raise Unavailable(f"the trading rules of {symbol} cannot be read: {short(error)}") from error
         self._instruments[symbol] = (time.monotonic(), found)
         return found
 
     def last_price(self, symbol: str) -> Decimal:
         """See Exchange."""
-        return self._read(_Price, "/api/v3/ticker/price", {"symbol": symbol}, signed=False).price
+        return self._rest.read(_Price, "/api/v3/ticker/price", {"symbol": symbol}, signed=False).price
 
     def best(self, symbol: str) -> tuple[Decimal, Decimal]:
         """See Exchange."""
-        found = self._read(_Best, "/api/v3/ticker/bookTicker", {"symbol": symbol}, signed=False)
+        found = self._rest.read(_Best, "/api/v3/ticker/bookTicker", {"symbol": symbol}, signed=False)
         return found.bidPrice, found.askPrice
 
     def averages(self, symbol: str) -> dict[int, Decimal]:
         """See Exchange."""
-        found = self._read(_Average, "/api/v3/avgPrice", {"symbol": symbol}, signed=False)
+        found = self._rest.read(_Average, "/api/v3/avgPrice", {"symbol": symbol}, signed=False)
         return {found.mins: found.price}
-
-    # --- requests ------------------------------------------------------------------------------------
-
-    def _read(self, kind: type[T], path: str, query: Mapping[str, Any], *, signed: bool) -> T:
-        reply = self._signed("GET", path, query) if signed else self._send("GET", path, query, signed=False)
-        if not isinstance(reply, _Reply):
-            raise Unavailable(f"{self._url}{path}: {reply.reason if isinstance(reply, Unknown) else reply}")
-        if reply.code in _KEY_CODES:
-            raise KeyRefused(
-                f"{self._url} refuses the API key: {reply.message} ({reply.code}); "
-                "see MARKETFLOW_EXECUTOR_API_KEY, its _API_SECRET or _PRIVATE_KEY_FILE, and the key's permissions"
-            )
-        if reply.code:
-            raise Unavailable(f"{self._url}{path}: {reply.code} {reply.message}")
-        try:
-            return kind.model_validate_json(reply.body)
-        except (ValidationError, NotANumber) as error:
-            raise Unavailable(f"{self._url}{path}: an answer that cannot be read: {_short(error)}") from error
-
-    def _signed(self, method: str, path: str, query: Mapping[str, Any]) -> _Reply | Throttled | Unknown:
-        """A question (never an order), signed with the time of now; asked again once if the clock was wrong."""
-        reply: _Reply | Throttled | Unknown = Unknown("not asked")
-        for _ in range(2):
-            try:
-                stamped = {**query, "recvWindow": self._recv_window_ms, "timestamp": self.now_ms()}
-            except Unavailable as error:
-                return Unknown(str(error))
-            reply = self._send(method, path, stamped, signed=True)
-            if not isinstance(reply, _Reply) or reply.code != _OUTSIDE_WINDOW:
-                break
-            self._resync()
-        return reply
-
-    def _send(self, method: str, path: str, query: Mapping[str, Any], *, signed: bool) -> _Reply | Throttled | Unknown:
-        """One request. The only place that decides whether an answer says anything."""
-        if wait := self.paused_s():
-            return Throttled(wait)
-        text = urlencode(query)
-        headers = {}
-        if signed:
-            headers["X-MBX-APIKEY"] = self._key.get_secret_value()
-            text += "&signature=" + self._sign(text)
-        try:
-            answer = self._client.request(method, f"{path}?{text}" if text else path, headers=headers)
-        except httpx.HTTPError as error:
-            return Unknown(f"no answer to {method} {path}: {type(error).__name__} {error}".rstrip())
-        if answer.status_code == 200:
-            return _Reply(answer.content)
-        if answer.status_code in (418, 429):
-            seconds = _retry_after(answer.headers.get("Retry-After"))
-            self._paused_until = time.monotonic() + seconds
-            _log.warning("throttled", status=answer.status_code, seconds=seconds, path=path)
-            return Throttled(seconds)
-        try:
-            problem = _Problem.model_validate_json(answer.content)
-        except ValidationError:
-            return Unknown(f"{method} {path} gave HTTP {answer.status_code} without a code")
-        if answer.status_code >= 500 or problem.code in _SAYS_NOTHING:
-            return Unknown(f"{method} {path} gave HTTP {answer.status_code}, {problem.code} {problem.msg}")
-        return _Reply(answer.content, problem.code, problem.msg)
-
-    def _resync(self) -> None:
-        before = self._clock
-        try:
-            self.sync()
-        except Unavailable as error:
-            _log.warning("clock_not_measured", detail=str(error))
-            return
-        if before and self._clock:
-            off = self._clock[0] - before[0] - int((self._clock[1] - before[1]) * 1_000)
-            _log.warning("clock_resynced", was_off_by_ms=off)
-
-
-def _retry_after(header: str | None) -> float:
-    return float(header) if header is not None and header.isdigit() else _DEFAULT_PAUSE_S
-
-
-def _short(error: Exception) -> str:
-    return str(error).replace("\n", " ")[:200]

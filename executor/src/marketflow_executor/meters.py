@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from marketflow_common.metrics import LATENCY_BUCKETS
@@ -20,6 +21,7 @@ __all__ = [
     "SKIPPED",
     "USER_STREAM",
     "show",
+    "show_budget",
 ]
 
 EXECUTED: Final = Counter("orders_executed_total", "Orders that have ended, by outcome", ["symbol", "side", "outcome"])
@@ -30,6 +32,9 @@ POSITION: Final = Gauge("position_qty", "Base held", ["symbol"])
 REALIZED: Final = Gauge("realized_pnl", "Realized profit in quote since the account was opened", ["symbol"])
 HALTED: Final = Gauge("trading_halted", "1 while the account's trading state is HALTED")
 USER_STREAM: Final = Gauge("user_stream_connected", "1 while the exchange tells of the account's orders by itself")
+BUDGET: Final = Gauge(
+    "exchange_budget_used", "Share of what the exchange allows in an interval that is used up", ["kind", "seconds"]
+)
 LEADER: Final = Gauge("leader", "1 while this instance leads its account")
 ORDER_LATENCY: Final = Histogram(
     "order_latency_seconds",
@@ -45,3 +50,9 @@ def show(account: Account) -> None:
     for symbol, position in account.books.positions.items():
         POSITION.labels(symbol).set(float(position.qty))
         REALIZED.labels(symbol).set(float(position.realized))
+
+
+def show_budget(used: Mapping[tuple[str, int], tuple[int, int]]) -> None:
+    """Set the gauges to the exchange's counts and limits, by kind and interval in seconds."""
+    for (kind, seconds), (count, limit) in used.items():
+        BUDGET.labels(kind.lower(), str(seconds)).set(count / limit)

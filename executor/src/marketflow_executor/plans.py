@@ -17,6 +17,7 @@ from .orders import Order, order_id
 
 __all__ = [
     "Kind",
+    "OnShutdown",
     "Protection",
     "Terms",
     "chase",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 Kind = Literal["market", "limit", "limit_ioc", "limit_fok", "limit_maker"]
+OnShutdown = Literal["keep", "cancel_resting", "cancel_all"]
 Protection = Literal["none", "stop", "oco"]
 _PROTECTION: Final = "protect:"
 _IN_FORCE: Final[dict[Kind, TimeInForce]] = {"limit": "GTC", "limit_ioc": "IOC", "limit_fok": "FOK"}
@@ -47,6 +49,7 @@ class Terms(msgspec.Struct, frozen=True):
     protection: Protection = "none"
     stop_slip_pct: Decimal = Decimal(1)
     target_pct: Decimal = Decimal(4)
+    on_shutdown: OnShutdown = "keep"
 
     @property
     def order_type(self) -> OrderType:

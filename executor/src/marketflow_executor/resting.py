@@ -32,6 +32,8 @@ _log = logs.get("executor")
 CANCEL_AGAIN_S: Final = 1.0
 """A cancellation that has shown no effect is asked for again after this long."""
 CHASE_EVERY_S: Final = 1.0
+LEAVE_S: Final = 8.0
+"""A shutdown waits this long for its cancellations; containers get ten seconds by default."""
 FIRST_PAUSE_S: Final = 1.0
 LAST_PAUSE_S: Final = 60.0
 """A protection that could not be placed is tried again after this long, then at twice the distance up to the last."""
@@ -114,6 +116,25 @@ class Resting:
         found = chase(order, best, desk.limits.terms.chase_pct, instrument, market, desk.exchange.now_ms())
         if found is not None:
             desk.launch(found)
+
+    def leave(self) -> None:
+        """At a shutdown: take back what the setting does not want to rest without anybody who looks after it."""
+        desk, which = self._desk, self._desk.limits.terms.on_shutdown
+        deadline = time.monotonic() + LEAVE_S
+        while which != "keep":
+            rest = [
+                order
+                for order in desk.account.open.values()
+                if order.intent.price is not None and (which == "cancel_all" or not is_standing(order.intent))
+            ]
+            if not rest or time.monotonic() > deadline:
+                left = [order.intent.order_id for order in rest]
+                say = _log.error if left else _log.info
+                say("left", on_shutdown=which, still_open=left, effect="the next leader goes on with them")
+                return
+            self.cancel(rest)
+            desk.ask()
+            time.sleep(0.02)
 
     # --- stops and targets ---------------------------------------------------------------------------
 

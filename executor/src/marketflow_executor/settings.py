@@ -17,7 +17,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
 from .decision import Limits
-from .plans import Kind, Protection, Terms
+from .plans import Kind, OnShutdown, Protection, Terms
 from .risk import RiskLimits
 from .sizing import Mode, Sizing
 
@@ -109,6 +109,11 @@ class ExecutorSettings(ServiceSettings):
         "none",
         description="what is kept at the exchange for a position: none; stop (STOP_DISTANCE_PCT or STOP_LEVEL); oco "
         "(that and TARGET_PCT)",
+    )
+    on_shutdown: OnShutdown = Field(
+        "keep",
+        description="what a leader that is stopped does with its orders at the exchange: keep; cancel_resting (stops "
+        "and targets stay); cancel_all",
     )
     stop_slip_pct: Decimal = Field(
         Decimal(1), ge=0, lt=100, description="how far below its trigger a stop still sells, in percent"
@@ -288,6 +293,7 @@ class ExecutorSettings(ServiceSettings):
                 limit_ms=self.limit_s * 1_000,
                 chase_pct=self.chase_pct,
                 protection=self.protect,
+                on_shutdown=self.on_shutdown,
                 stop_slip_pct=self.stop_slip_pct,
                 target_pct=self.target_pct,
             ),

@@ -132,6 +132,24 @@ def test_limits_fill_expire_or_are_refused_as_the_exchange_has_it(stage: Any) ->
     assert said == {("LIMIT", "GTC"), ("LIMIT", "IOC"), ("LIMIT", "FOK")}
 
 
+@pytest.mark.parametrize("which", ["keep", "cancel_resting", "cancel_all"])
+def test_a_leader_that_is_stopped_takes_back_what_its_setting_wants(stage: Any, which: str) -> None:
+    terms = {**OCO, "on_shutdown": which}
+    executor = stage.start(order_type="limit", limit_offset_pct=-1, limit_s=3_600, **terms)
+    bought = stage.signal(BTC, "BUY")
+    stage.answered(bought)
+    protected(stage, 2)
+    executor.stop(20)
+    executor = stage.start(order_type="limit", limit_offset_pct=3, limit_s=3_600, **terms)
+    rests = stage.signal("ETHUSDT", "BUY")
+    stage.wait(lambda: kinds(stage, rests) == ["order_accepted"])
+    protected(stage, 2)
+    assert executor.stop(20) == 0
+    assert kinds(stage, rests) == ["order_accepted" if which == "keep" else "order_canceled"]
+    assert len(standing(stage)) == (0 if which == "cancel_all" else 2)
+    check(stage)
+
+
 def test_an_order_that_rests_too_long_is_cancelled_also_by_the_next_leader(stage: Any) -> None:
     executor = stage.start("recorded", "kill", "1", order_type="limit_maker", limit_offset_pct=3, limit_s=2)
     signal = stage.signal(BTC, "BUY")

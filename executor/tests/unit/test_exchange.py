@@ -84,7 +84,7 @@ def test_the_signature_is_that_of_the_documentations_example() -> None:
     )
     expected = "c8db56825ae71d6d79447849e617115f4a920fa2acdcab2b053c4b2838bd6b71"
     edge, requests = rest(lambda _: httpx.Response(200, json={}))
-    edge._send("POST", "/api/v3/order", dict(parse_qsl(query)), signed=True)
+    edge._rest.send("POST", "/api/v3/order", dict(parse_qsl(query)), signed=True)
     assert requests[0].url.query.decode() == f"{query}&signature={expected}"
     assert requests[0].headers["X-MBX-APIKEY"] == "the-key"
 
@@ -362,3 +362,24 @@ def test_the_last_trade_of_the_signal_goes_along_where_it_is_wanted(wanted: bool
     edge.place(intent(signal_last_trade_id=77))
     sent = dict(parse_qsl(requests[-1].url.query.decode()))
     assert sent.get("strategyId") == ("77" if wanted else None)
+
+
+def test_what_the_budget_has_no_room_for_is_not_sent_and_orders_come_before_questions() -> None:
+    used = iter(["3700", "5990", "6000"])
+    edge, requests = rest(
+        lambda _: httpx.Response(200, json=PLACED, headers={"X-MBX-USED-WEIGHT-1M": next(used)}),
+        GET_order=given(QUERIED),
+    )
+    edge.refresh()
+    assert isinstance(edge.place(intent()), Report)
+    with pytest.raises(Unavailable, match=r"account: Throttled"):
+        edge.balances()
+    assert not isinstance(edge.ask(intent()), Throttled)
+    assert isinstance(edge.place(intent()), Report)
+    assert isinstance(edge.ask(intent()), Throttled)
+    assert isinstance(edge.place(intent()), Report)
+    sent = len(requests)
+    answer = edge.place(intent())
+    assert isinstance(answer, Throttled)
+    assert 0 < answer.seconds <= 60
+    assert len(requests) == sent
