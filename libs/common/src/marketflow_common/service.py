@@ -41,7 +41,7 @@ S = TypeVar("S", bound=settings.ServiceSettings)
 def _watch(health: Health, log: logs.Log, over: threading.Event) -> None:
     """End the process once its main loop stands still, as the crash that all services are made for.
 
-    librdkafka's send_offsets_to_transaction may wait for a coordinator for ever, whatever its timeout (its issue 5456).
+    A client may wait for ever, whatever the time limit of the call (see client.BoundedProducer).
     Seconds are counted one by one, so that a process that was frozen meanwhile gets its time to go on.
     """
     beat, still = health.last_beat, 0

@@ -13,11 +13,13 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 from marketflow_common import logs, topics
 from marketflow_common.events import Candle, Event, Trade
 from marketflow_common.health import Health
+from marketflow_common.kafka import client
 from marketflow_common.kafka.client import Committed, FatalKafkaError, Fenced, Record
 from marketflow_common.kafka.sink import Batches, Limits, Retry, Sink, Slot
 from marketflow_common.kafka.transform import Transform
@@ -88,6 +90,19 @@ class MoveOn:
             raise KafkaException(KafkaError(KafkaError.ILLEGAL_GENERATION))
 
 
+def hang_once() -> None:
+    """As librdkafka does at times: what sends a transaction's offsets waits for ever, whatever its time limit."""
+    really, left = client.BoundedProducer._send_offsets, [1]
+
+    def send(producer: client.BoundedProducer, *arguments: Any) -> None:
+        if left:
+            left.pop()
+            threading.Event().wait()
+        really(producer, *arguments)
+
+    client.BoundedProducer._send_offsets = send  # type: ignore[method-assign]
+
+
 class Lines:
     """Writes each record's coordinates and key as a line; takes its position from the file if told to."""
 
@@ -127,6 +142,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--die-at", default="")
     parser.add_argument("--moved-on-at", default="")
+    parser.add_argument("--hang", action="store_true", help="the first call that sends offsets never returns")
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--file", type=Path)
@@ -139,6 +155,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     kafka = KafkaSettings(bootstrap_servers=a.bootstrap, topic_prefix=a.prefix)
     die = Die(a.die_at, a.times)
+    if a.hang:
+        client.OVERDUE = 0.0  # type: ignore[misc]
+        client.TIMEOUT = 2.0  # type: ignore[misc]
+        hang_once()
     with Health(a.loop, port=a.port) as health:
         try:
             if a.loop == "transform":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -78,6 +80,31 @@ def test_a_partition_that_was_paused_when_the_group_moved_on_is_read_again_once_
     eventually(lambda: first.metric("owned_partitions") == 3)
     feed(21, 60)
     expect_totals(60)
+
+
+def test_a_call_that_does_not_return_is_given_up_and_its_work_done_anew(
+    start: Start, feed: Feed, expect_totals: Expect
+) -> None:
+    running = start("transform", "--hang").wait_ready()
+    feed(1, 100)
+    expect_totals(100)
+    assert "no answer to the transaction's offsets in 2 s" in running.log.read_text()
+    feed(101, 200)
+    expect_totals(200)
+    assert running.stop(10) == 0
+
+
+def test_a_producer_that_nobody_holds_takes_its_thread_along(kafka: KafkaSettings) -> None:
+    def threads() -> int:
+        return sum(thread.name == "offsets" for thread in threading.enumerate())
+
+    before = threads()
+    made = [client.producer(kafka, f"thrown-away-{number}") for number in range(3)]
+    assert threads() == before + 3
+    made[0].init_transactions(30)
+    made.clear()
+    gc.collect()
+    eventually(lambda: threads() <= before)
 
 
 def test_a_record_that_cannot_be_read_is_skipped_and_counted(

@@ -6,12 +6,15 @@ Must never commit on its own (auto-commit is off) nor reset an offset silently.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple, TypeVar
+from weakref import finalize
 
 from confluent_kafka import (
     OFFSET_INVALID,
@@ -30,6 +33,7 @@ from ..settings import KafkaSettings
 
 __all__ = [
     "Batch",
+    "BoundedProducer",
     "Committed",
     "FatalKafkaError",
     "Fenced",
@@ -55,6 +59,8 @@ __all__ = [
 
 TIMEOUT: Final = 10.0
 """Seconds for one look-up at the broker."""
+OVERDUE: Final = 3.0
+"""How long after its limit a call is given up."""
 PATIENCE: Final = 20.0
 """Seconds for which a look-up is repeated while the broker starts, elects or loads."""
 _PASSING: Final = frozenset(
@@ -189,9 +195,56 @@ def reader(kafka: KafkaSettings, group: str, **more: Any) -> Consumer:
     return consumer(kafka, group, **{"enable.partition.eof": True, "fetch.wait.max.ms": 20, **more})
 
 
+class BoundedProducer(Producer):
+    """A transactional producer that keeps the time limit of each call.
+
+    librdkafka's send_offsets_to_transaction waits for the group's coordinator whatever its limit (its issues 5456 and
+    5511): for ever, if the broker went away at the wrong moment. So that one call is made by a thread of its own, which
+    is left behind when it does not come back. A producer whose call has timed out must not be used again; the next
+    one of its transactional id fences it, which also ends its transaction.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self._todo: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
+        # The thread knows the queues only: it must not keep the producer alive.
+        threading.Thread(target=_serve, args=(self._todo, self._done), name="offsets", daemon=True).start()
+        finalize(self, self._todo.put, None)
+
+    def send_offsets_to_transaction(
+        self, positions: list[TopicPartition], group_metadata: Any, timeout: float = TIMEOUT
+    ) -> None:
+        """As the base, within ``timeout`` and OVERDUE seconds. Raises KafkaException."""
+        self._todo.put(partial(self._send_offsets, positions, group_metadata, timeout))
+        try:
+            error = self._done.get(timeout=timeout + OVERDUE)
+        except Empty:
+            raise KafkaException(
+                KafkaError(KafkaError._TIMED_OUT, f"no answer to the transaction's offsets in {timeout + OVERDUE:g} s")
+            ) from None
+        if error is not None:
+            raise error
+
+    def _send_offsets(self, positions: list[TopicPartition], group_metadata: Any, timeout: float) -> None:
+        super().send_offsets_to_transaction(positions, group_metadata, timeout)
+
+
+def _serve(todo: SimpleQueue[Callable[[], None] | None], done: SimpleQueue[BaseException | None]) -> None:
+    while (call := todo.get()) is not None:
+        said: BaseException | None = None
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001 - raised where it was called
+            said = error
+        del call
+        done.put(said)
+        del said
+
+
 def producer(kafka: KafkaSettings, transactional_id: str) -> Producer:
     """A transactional producer tuned for small transactions (6.5 ms instead of 28 ms for one record)."""
-    return Producer(
+    return BoundedProducer(
         _security(kafka)
         | {
             "transactional.id": kafka.topic(transactional_id),
