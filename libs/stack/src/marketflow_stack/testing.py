@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import (
@@ -203,13 +204,22 @@ def read_all(bootstrap: str, topic: str, isolation: str = "read_committed", time
     """
     # Who waits for a record asks many times a second: what was read before is not read again, and without anything
     # new the ends are all that is asked for. A reader of its own each time took the broker 30 ms.
-    key = (bootstrap, topic, isolation)
+    key, begin = (bootstrap, topic, isolation), time.monotonic()
     known = _readers.pop(key, None) or _Reader(bootstrap, topic, isolation)
-    try:
-        records = known.read(timeout)
-    except BaseException:
-        known.close()
-        raise
+    while True:
+        try:
+            records = known.read(timeout)
+            break
+        except KafkaException:
+            # A broker that has come back has another epoch than the one that this reader knows, or no ends yet.
+            known.close()
+            if time.monotonic() > begin + min(timeout, 20):
+                raise
+            time.sleep(0.1)
+            known = _Reader(bootstrap, topic, isolation)
+        except BaseException:
+            known.close()
+            raise
     _readers[key] = known
     while len(_readers) > _READERS:
         _readers.pop(next(iter(_readers))).close()
@@ -226,16 +236,17 @@ class _Reader:
     def __init__(self, bootstrap: str, topic: str, isolation: str) -> None:
         self._topic = topic
         self._isolation = IsolationLevel[isolation.upper()]
-        self._admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+        # A broker that a test has killed, and started again, is no news.
+        quiet: dict[str, Any] = {"bootstrap.servers": bootstrap, "log_level": 0, "error_cb": lambda _: None}
+        self._admin = AdminClient(quiet)
         self._consumer = Consumer(
-            {
-                "bootstrap.servers": bootstrap,
+            quiet
+            | {
                 "group.id": "read-all",  # demanded by the client; nothing is ever committed
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,
                 "isolation.level": isolation,
                 "fetch.wait.max.ms": 50,
-                "log_level": 0,  # a broker that a test has killed is no news
             }
         )
         self._read: dict[int, int] = {}
@@ -255,15 +266,15 @@ class _Reader:
         ends = {here.partition: answer.result().offset for here, answer in answers.items()}
         new = {number: end for number, end in ends.items() if end > max(0, self._read[number])}
         if new:
-            self._fetch(new, timeout)
+            self._fetch(new, time.monotonic() + timeout)
         return sorted(self._records, key=lambda message: (message.partition(), message.offset()))
 
-    def _fetch(self, new: dict[int, int], timeout: float) -> None:
+    def _fetch(self, new: dict[int, int], deadline: float) -> None:
         self._consumer.assign([TopicPartition(self._topic, number, self._read[number]) for number in new])
-        waiting, found, deadline = set(new), list[Message](), time.monotonic() + timeout
+        waiting, found = set(new), list[Message]()
         while waiting:
             if time.monotonic() > deadline:
-                raise AssertionError(f"the end of {self._topic} was not reached within {timeout:g} s in {waiting}")
+                raise AssertionError(f"the end of {self._topic} was not reached in time in {waiting}")
             first = self._consumer.poll(0.2)
             for message in [] if first is None else [first, *self._consumer.consume(10_000, 0)]:
                 error = message.error()
