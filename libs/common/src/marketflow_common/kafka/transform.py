@@ -28,6 +28,10 @@ IDLE_COMMIT_SECONDS = 5.0
 """A position that moved without any output is committed this often, so that a restart reads little again."""
 RETRY_SECONDS = 0.5
 LAG_SECONDS = 5.0
+BEHIND = 500
+"""So many records at once mean that there is more to catch up: then one transaction serves several takings."""
+HELD = 5
+"""Full batches that one transaction holds at most."""
 _GROUP_MOVED_ON = (
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.UNKNOWN_MEMBER_ID,
@@ -98,8 +102,8 @@ class Transform:
     ) -> None:
         """``make_lane(partition, output_end)`` makes an empty lane; ``output_end`` is the end of its output as of now.
 
-        ``batch``: records taken at a time at most, for one transaction of each lane. ``decoder``: for lanes that want
-        their events otherwise than ``codec.decode`` gives them.
+        ``batch``: records taken at a time at most; where fewer than BEHIND come, each lane has a transaction for
+        them. ``decoder``: for lanes that want their events otherwise than ``codec.decode`` gives them.
         ``step`` is told the name of each step (consumed, processed, produced, offsets_sent, committed), so that a
         test can die there.
         """
@@ -135,7 +139,7 @@ class Transform:
             on_revoke=guarded(self._revoked),
             on_lost=guarded(self._revoked),
         )
-        next_lag = 0.0
+        next_lag, held = 0.0, 0
         try:
             while not stop.is_set():
                 messages = self._poll(consumer)
@@ -144,7 +148,10 @@ class Transform:
                 self._health.beat()
                 for partition, batch in self._by_partition(messages).items():
                     self._take(partition, batch)
-                self._settle()
+                held += len(messages)
+                if len(messages) < BEHIND or held >= HELD * self._batch:
+                    self._settle()
+                    held = 0
                 now = time.monotonic()
                 for partition, open_ in list(self._lanes.items()):
                     if open_.lane is None and now >= open_.retry_at:
