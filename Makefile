@@ -40,9 +40,9 @@ check: setup ## Formatting, lint, types, import rules
 # More workers than cores: much of a test's time is waiting. A file stays on one worker, because its tests share what
 # is slow to start; files keep their order, in which those that take longest come first. The checks, which keep one core
 # busy for a minute, run beside the tests.
-WORKERS ?= 3
+WORKERS ?= 4
 .PHONY: test tests
-test: setup ## All that CI checks: make check, and every test; WORKERS=3, PYTEST='-k words'
+test: setup ## All that CI checks: make check, and every test; WORKERS=4, PYTEST='-k words'
 	@$(MAKE) --no-print-directory -j2 check tests
 
 # Hundreds of processes are started: none is to compile the sources again, wherever bytecode is not written otherwise.
