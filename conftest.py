@@ -12,7 +12,8 @@ settings.load_profile("marketflow")
 FIRST = (
     "tests/engine/", "tests/e2e/", "ingestor/tests/integration/", "executor/tests/integration/", "tests/faults/",
     "libs/operator/tests/integration/", "loader/tests/integration/", "libs/common/tests/integration/",
-    "libs/stack/tests/integration/", "libs/simulator/tests/integration/",
+    "notifier/tests/integration/", "libs/stack/tests/integration/", "strategy/tests/integration/",
+    "aggregator/tests/integration/", "libs/simulator/tests/integration/",
 )  # fmt: skip
 """What takes long is started first, and what waits much beside what works much: fewer workers wait for the last one."""
 

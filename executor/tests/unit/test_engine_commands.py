@@ -119,7 +119,7 @@ def test_a_flatten_sells_what_is_held_once_and_stands(stage: Any) -> None:
     stage.reader.commands.append(command("flatten"))
     stage.engine._heed_all()
     for _ in range(3):
-        stage.engine._flatten()
+        stage.engine._resting.flatten()
     [bought, sold] = stage.market.placed
     assert (bought.side, sold.side, sold.qty) == ("BUY", "SELL", Decimal(2))
     assert sold.signal_id == "command:c-1:ETHUSDT"

@@ -283,9 +283,15 @@ def _listening_inodes(port: int) -> set[str]:
 
 def _has_socket(process: Path, wanted: set[str]) -> bool:
     try:
-        return any(str(descriptor.readlink()) in wanted for descriptor in (process / "fd").iterdir())
+        descriptors = list((process / "fd").iterdir())
     except OSError:
         return False  # ended meanwhile, or another user's
+    for descriptor in descriptors:
+        # One that is closed meanwhile says nothing of the others.
+        with suppress(OSError):
+            if str(descriptor.readlink()) in wanted:
+                return True
+    return False
 
 
 def _command(process: Path) -> str:

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,24 @@ def test_a_state_folder_that_is_a_file_or_cannot_be_made_is_named(tmp_path: Path
         StackState.read(tmp_path / name)
     with pytest.raises(StackError, match=r"state.* cannot be made \(.+\); name a state folder"):
         make_folder(tmp_path / name)
+
+
+def test_the_holder_of_a_port_is_found_while_it_opens_and_closes_files() -> None:
+    over = threading.Event()
+
+    def busy() -> None:
+        while not over.is_set():
+            for file in [Path("/dev/null").open() for _ in range(50)]:
+                file.close()
+
+    worker = threading.Thread(target=busy)
+    worker.start()
+    try:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            holders = [who_holds(taken.getsockname()[1]) for _ in range(20)]
+    finally:
+        over.set()
+        worker.join()
+    assert {holder and holder.pid for holder in holders} == {os.getpid()}
