@@ -108,8 +108,8 @@ def test_the_holder_of_a_port_is_found_while_it_opens_and_closes_files() -> None
 
     def busy() -> None:
         while not over.is_set():
-            for file in [Path("/dev/null").open() for _ in range(50)]:
-                file.close()
+            for descriptor in [os.open(os.devnull, os.O_RDONLY) for _ in range(50)]:
+                os.close(descriptor)
 
     worker = threading.Thread(target=busy)
     worker.start()
