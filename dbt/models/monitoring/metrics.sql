@@ -83,7 +83,7 @@ orders as (
         count_if(event.event_type = 'signal_skipped') as signals_skipped,
         {{ percentile_ms(
             'signal.kafka_appended_at',
-            "case when event.event_type = 'order_intended' then event.kafka_appended_at end",
+            "case when event.event_type = 'order_intended' and event.attempt = 1 then event.kafka_appended_at end",
             0.99
         ) }} as signal_to_order_p99_ms,
         {{ percentile_ms(

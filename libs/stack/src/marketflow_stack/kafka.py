@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -115,11 +115,13 @@ def class_archive(java: Path) -> Path | None:
     said = subprocess.run([java, "-version"], capture_output=True, timeout=30).stderr
     base = kafka_jars().parent
     archive = base / f"kafka-{KAFKA_VERSION}-{blake2b(said, digest_size=6).hexdigest()}.jsa"
-    if not archive.exists():
-        with _locked(base / f"kafka-{KAFKA_VERSION}.lock"):
-            if not archive.exists():
-                _write_archive(java, archive)
-    return archive if archive.exists() and archive.stat().st_size else None
+    with suppress(OSError):  # a cache that may only be read, or a full disk: a start is slower then, and no more
+        if not archive.exists():
+            with _locked(base / f"kafka-{KAFKA_VERSION}.lock"):
+                if not archive.exists():
+                    _write_archive(java, archive)
+        return archive if archive.stat().st_size else None
+    return None
 
 
 def _write_archive(java: Path, archive: Path) -> None:

@@ -327,6 +327,7 @@ def _executor(config: StackConfig) -> dict[str, str]:
     return {
         "MARKETFLOW_EXECUTOR_MODE": "testnet",
         "MARKETFLOW_EXECUTOR_REST_URL": config.url("simulator"),
+        "MARKETFLOW_EXECUTOR_WS_URL": f"ws://127.0.0.1:{config.ports.simulator}",
         "MARKETFLOW_EXECUTOR_API_KEY": API_KEY,
         "MARKETFLOW_EXECUTOR_API_SECRET": API_SECRET,
         # Market time is a recording's or the seed's: an age by the exchange's clock would mean nothing.
