@@ -222,6 +222,12 @@ class Account:
             for name, what in sorted((open_orders or {}).items())
             if name not in self.open
         ]
+        if open_orders is not None:
+            found += [
+                f"order {name} rests by the books, and is not open at the exchange"
+                for name, order in sorted(self.open.items())
+                if order.exchange_order_id is not None and order.intent.price is not None and name not in open_orders
+            ]
         since = self.opened.opened_at if self.opened is not None else 0
         for symbol, listed in sorted((fills or {}).items()):
             found += [

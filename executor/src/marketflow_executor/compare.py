@@ -45,5 +45,5 @@ def _compare(desk: Desk) -> str:
         return ""
     account, last = desk.account, desk.account.last_fill
     open_orders = desk.exchange.open_orders()
-    fills = {s: desk.exchange.fills_from(s, last.get(s, -1) + 1) for s in account.seen}
+    fills = {s: desk.exchange.fills_from(s, last[s] + 1 if s in last else None) for s in account.seen}
     return account.differs(balances, open_orders, fills)

@@ -204,7 +204,7 @@ class Engine:
     def _work(self) -> None:
         assert self._consumer is not None
         assert self._commands is not None
-        self._check_at = time.monotonic() + self._reconcile_s
+        self._check_at = self._check_at or time.monotonic() + self._reconcile_s  # sooner if the first was inconclusive
         while not self._stop.is_set():
             self._alive()
             self._heed(self._commands.arrived())
@@ -372,7 +372,7 @@ class Engine:
             if pending.lost:
                 if settle and not self.exchange.paused_s():
                     self._settle(intent, pending)
-            elif pending.resend:
+            elif pending.resend and not self._stop.is_set():
                 pending.resend = False
                 self._send(intent)
             else:

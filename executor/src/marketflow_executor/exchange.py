@@ -85,8 +85,8 @@ class Exchange(Protocol):
     def open_orders(self) -> dict[str, str]:
         """All orders of the account that are open, by client id, each in words. Raises Unavailable."""
 
-    def fills_from(self, symbol: str, trade_id: int) -> list[Fill]:
-        """The account's fills of a symbol from a trade id on. Raises Unavailable."""
+    def fills_from(self, symbol: str, trade_id: int | None) -> list[Fill]:
+        """The account's fills of a symbol from a trade id on; None: the newest ones. Raises Unavailable."""
 
     def opening_balances(self) -> dict[str, Decimal]:
         """What a new account starts from. Raises Unavailable."""
@@ -401,18 +401,20 @@ class BinanceRest:
         except KeyError as error:
             raise Unavailable(f"{self._rest.url}{_OPEN_ORDERS}: {error.args[0]} is missing") from error
 
-    def fills_from(self, symbol: str, trade_id: int) -> list[Fill]:
+    def fills_from(self, symbol: str, trade_id: int | None) -> list[Fill]:
         """See Exchange."""
         fills: list[Fill] = []
         while True:
-            rows = self._rows(_TRADES, {"symbol": symbol, "fromId": trade_id, "limit": _PAGE})
+            # Without an id of ours to begin at, one page: years of an account's trades are not read again each minute.
+            start = {} if trade_id is None else {"fromId": trade_id}
+            rows = self._rows(_TRADES, {"symbol": symbol, **start, "limit": _PAGE})
             if not isinstance(rows, list):
                 raise Unavailable(f"{self._rest.url}{_TRADES}: {rows}")
             try:
                 fills += [read_trade(row)[1] for row in rows]
             except Unreadable as error:
                 raise Unavailable(f"{self._rest.url}{_TRADES}: {error}") from error
-            if len(rows) < _PAGE:
+            if len(rows) < _PAGE or trade_id is None:
                 return fills
             trade_id = fills[-1].fill_id + 1
 
@@ -434,7 +436,7 @@ class BinanceRest:
                 told = _ExchangeInfo.model_validate_json(reply.body)
                 self._rest.budget.allow(told.rateLimits)
                 found = next((read_instrument(info) for info in told.symbols if info["symbol"] == symbol), None)
-            except (ValidationError, NotANumber, KeyError) as error:
+            except (ValidationError, NotANumber, KeyError, TypeError, ValueError) as error:
                 raise Unavailable(f"the trading rules of {symbol} cannot be read: {short(error)}") from error
         self._instruments[symbol] = (time.monotonic(), found)
         return found

@@ -267,6 +267,9 @@ def _learn(order: Order, answer: Answer, books: Books, assets: Assets, margin_ms
                 f"never reached the exchange: not there at its time {exchange_ms}, and since "
                 f"{order.deadline_ms} it would not be taken",
             )
+        case NotThere(exchange_ms) if exchange_ms > order.deadline_ms + margin_ms:
+            # No end that anybody has stated: it stays open, and the comparison of the books says so.
+            return Learned((), "open", "the exchange had accepted it, and does not know it any more")
         case NotThere(exchange_ms):
             return _unknown(order, f"not there at the exchange's time {exchange_ms}, but may still arrive")
         case TooLate(reason) | NotTried(reason):

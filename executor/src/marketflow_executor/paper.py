@@ -104,7 +104,7 @@ class Paper:
         """See Exchange: the log's own."""
         return {}
 
-    def fills_from(self, symbol: str, trade_id: int) -> list[Fill]:
+    def fills_from(self, symbol: str, trade_id: int | None) -> list[Fill]:
         """See Exchange: the log's own."""
         return []
 

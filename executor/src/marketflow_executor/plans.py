@@ -182,7 +182,8 @@ def chase(
 ) -> OrderIntended | None:
     """The order that takes the place of one that rests, at the market's ``best`` price of now; None if it may stay.
 
-    It is for what is left, and never more than ``bound_pct`` worse than the signal's close.
+    It is for what is left, and never more than ``bound_pct`` worse than the signal's close. A BUY at a higher price is
+    for less.
     """
     intent, left = order.intent, order.remaining
     if intent.price is None or order.ended or left <= 0:
@@ -192,12 +193,15 @@ def chase(
         room = (intent.signal_close * bound_pct).scaleb(-2)
         worst = intent.signal_close + room if buys else intent.signal_close - room
         price = min(best, worst) if buys else max(best, worst)
+        if buys:
+            # It costs what the order before it would have, and no more: that was within the limits, and was there.
+            left = min(left, instrument.affordable(left * intent.price, price, "LIMIT"))
     order_type: OrderType = intent.exchange_type or "LIMIT"
     # The one that it replaces is open no more by then, and its rest is bought no more.
     after = msgspec.structs.replace(
         market,
         open_orders=max(market.open_orders - 1, 0),
-        open_buys=EXACT.subtract(market.open_buys, left) if buys else market.open_buys,
+        open_buys=EXACT.subtract(market.open_buys, order.remaining) if buys else market.open_buys,
     )
     found = instrument.fit(Draft(intent.side, order_type, left, price, intent.stop_price), after)
     if isinstance(found, Refusal) or found.price is None:

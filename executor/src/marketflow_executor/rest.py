@@ -36,7 +36,11 @@ _WEIGHTS: Final = {
     "/api/v3/order": 4, "/api/v3/openOrders": 6, "/api/v3/allOrders": 20, "/api/v3/myTrades": 20, "/api/v3/account": 20,
     "/api/v3/exchangeInfo": 20, "/api/v3/ticker/price": 2, "/api/v3/ticker/bookTicker": 2, "/api/v3/avgPrice": 2,
 }  # fmt: skip
-_OUTCOMES: Final = {"/api/v3/order", "/api/v3/openOrders", "/api/v3/allOrders", "/api/v3/myTrades"}
+_OUTCOMES: Final = {
+    "/api/v3/order", "/api/v3/openOrders", "/api/v3/allOrders", "/api/v3/myTrades",
+    # What a stop needs before it can be placed.
+    "/api/v3/ticker/price", "/api/v3/avgPrice",
+}  # fmt: skip
 
 T = TypeVar("T", bound=BaseModel)
 

@@ -190,7 +190,9 @@ class Resting:
                 _log.error("unprotected", symbol=symbol, qty=held, detail=detail, effect="tried again")
             return
         desk.launch(*planned)
-        if account.standing(symbol):
+        legs = [desk.pending.get(order.intent.order_id) for order in account.standing(symbol)]
+        # One that was not even sent is to be tried again as slowly as one that was refused.
+        if legs and not any(leg is not None and leg.lost for leg in legs):
             tried.due, tried.made = 0.0, 0
 
     def _plan(

@@ -223,6 +223,9 @@ class ExecutorSettings(ServiceSettings):
     @classmethod
     def _signed(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
         files = [f"{info.field_name}_file", *(["private_key_file"] if info.field_name == "api_secret" else [])]
+        text = value.get_secret_value()
+        if not text.isascii() or not text.isprintable() or " " in text:
+            raise ValueError("holds a character that no key of the exchange has (a space, a line's end, an accent)")
         # One that is named and wrong has failed already, and is not in the data.
         elsewhere = any(info.data.get(name, "wrong") for name in files)
         if not value.get_secret_value() and not elsewhere and info.data.get("mode") in ("testnet", "live"):

@@ -53,6 +53,13 @@ def test_what_no_order_explains_is_a_difference() -> None:
     assert one.asked == 1
 
 
+def test_an_order_that_the_exchange_does_not_know_any_more_is_a_difference() -> None:
+    one = desk([USDT, USDT])
+    one.exchange.open_orders = dict
+    assert (difference(one) or "").endswith("rests by the books, and is not open at the exchange")
+    assert one.asked == 1
+
+
 def test_what_an_order_explains_or_what_changes_meanwhile_is_looked_at_again() -> None:
     def fills(here: Any) -> None:
         here.account.books = here.account.books.opened({"USDT": D(900), "ETH": D(1)})

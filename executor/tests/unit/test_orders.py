@@ -97,7 +97,10 @@ def test_an_order_that_the_exchange_had_is_never_thought_not_to_have_arrived() -
     order = Order(INTENT)
     for event in told(Report(7, "NEW", Decimal(0), (), 5)).events:
         order = order.follow(event)
-    assert told(NotThere(10**9), order).verdict == "unknown"
+    assert told(NotThere(INTENT.timestamp_ms), order).verdict == "unknown"
+    assert told(NotThere(10**9), order) == Learned(
+        (), "open", "the exchange had accepted it, and does not know it any more"
+    )
 
 
 def test_a_refusal_ends_the_order_and_a_late_request_never_arrived() -> None:

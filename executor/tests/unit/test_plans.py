@@ -86,14 +86,15 @@ def test_a_resting_order_follows_the_market_within_its_bound_for_what_is_left() 
     next_one = chased("101.3", Order(ENTRY, filled=D("0.5")))
     assert next_one is not None
     assert (next_one.order_id, next_one.attempt, next_one.replaces) == ("mf-s-2", 2, "mf-s-1")
-    assert (next_one.price, next_one.qty, next_one.timestamp_ms) == (D(101), D("1.5"), 9)
+    # A BUY costs no more than the one before it: 1.5 at 100.
+    assert (next_one.price, next_one.qty, next_one.timestamp_ms) == (D(101), D("1.48"), 9)
     far = chased("150")
     assert far is not None
     assert far.price == D(102)
     sale = msgspec.structs.replace(ENTRY, side="SELL")
     down = chased("90", Order(sale))
     assert down is not None
-    assert (down.side, down.price) == ("SELL", D(98))
+    assert (down.side, down.price, down.qty) == ("SELL", D(98), D(2))
 
 
 def test_an_order_stays_where_it_is_if_nothing_nearer_is_allowed_or_nothing_is_left() -> None:
