@@ -32,6 +32,7 @@ _log = logs.get("executor")
 CANCEL_AGAIN_S: Final = 1.0
 """A cancellation that has shown no effect is asked for again after this long."""
 CHASE_EVERY_S: Final = 1.0
+SAY_AGAIN_S: Final = 10.0
 LEAVE_S: Final = 8.0
 """A shutdown waits this long for its cancellations; containers get ten seconds by default."""
 FIRST_PAUSE_S: Final = 1.0
@@ -152,7 +153,14 @@ class Resting:
 
     def unprotect(self, symbol: str) -> None:
         """Cancel a symbol's stop and target, and come back once it is known what became of them."""
-        while standing := self._desk.account.standing(symbol):
+        account, said_at = self._desk.account, time.monotonic()
+        while standing := account.standing(symbol):
+            if account.state == "HALTED" or account.flatten is not None:
+                return  # There is no sale to make way for, or the flatten cancels and sells.
+            if time.monotonic() > said_at + SAY_AGAIN_S:
+                said_at = time.monotonic()
+                names = [order.intent.order_id for order in standing]
+                _log.error("not_cancelled", symbol=symbol, orders=names, effect="signals wait until their end is known")
             self.cancel(standing)
             self._desk.tend()
 
