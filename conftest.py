@@ -10,7 +10,8 @@ settings.register_profile("marketflow", deadline=None, suppress_health_check=[He
 settings.load_profile("marketflow")
 
 FIRST = (
-    "tests/engine/", "tests/e2e/", "ingestor/tests/integration/", "executor/tests/integration/", "tests/faults/",
+    "tests/engine/", "tests/e2e/", "ingestor/tests/integration/", "executor/tests/integration/test_resting.py",
+    "executor/tests/integration/", "tests/faults/",
     "libs/operator/tests/integration/", "loader/tests/integration/", "libs/common/tests/integration/",
     "notifier/tests/integration/", "libs/stack/tests/integration/", "strategy/tests/integration/",
     "aggregator/tests/integration/", "libs/simulator/tests/integration/",
