@@ -21,11 +21,13 @@ from marketflow_common.settings import KafkaSettings
 from .books import Fill
 from .filters import Instrument, default_instrument
 from .orders import Answer, Refused, Report
+from .rest import Unavailable
 
 __all__ = ["Paper"]
 
 _EIGHT = Decimal("0.00000001")
 _CUTS = Context(prec=96)
+_NO_SUCH_TYPE = Refused(-1116, "Invalid orderType: paper trading has market orders only.")
 
 
 class Paper:
@@ -77,24 +79,24 @@ class Paper:
         return Report(number, "FILLED", intent.qty, (fill,), at)
 
     def place_list(self, legs: Sequence[OrderIntended]) -> dict[str, Answer]:
-        """See Exchange; the settings keep it from being called."""
-        raise NotImplementedError("paper trading keeps no stops and targets")
+        """See Exchange: refused, as are all types of order but one."""
+        return {leg.order_id: _NO_SUCH_TYPE for leg in legs}
 
     def replace(self, intent: OrderIntended) -> dict[str, Answer]:
-        """See Exchange; the settings keep it from being called."""
-        raise NotImplementedError("no order rests in paper trading")
+        """See Exchange: refused, no order rests here."""
+        return {intent.order_id: _NO_SUCH_TYPE}
 
     def last_price(self, symbol: str) -> Decimal:
-        """See Exchange; the settings keep it from being called."""
-        raise NotImplementedError("paper trading looks at no price but that of its fill")
+        """See Exchange."""
+        raise Unavailable("paper trading has no price but that of its next fill")
 
     def best(self, symbol: str) -> tuple[Decimal, Decimal]:
-        """See Exchange; the settings keep it from being called."""
-        raise NotImplementedError("paper trading has no bids and asks")
+        """See Exchange."""
+        raise Unavailable("paper trading has no bids and asks")
 
     def averages(self, symbol: str) -> dict[int, Decimal]:
-        """See Exchange; the settings keep it from being called."""
-        raise NotImplementedError("paper trading compares with no average")
+        """See Exchange: none, so that the signal's close stands in."""
+        return {}
 
     def cancel(self, intent: OrderIntended) -> Answer:
         """See Exchange: a market order cannot be taken back, it fills at the next trade."""
