@@ -13,6 +13,7 @@ from .exchange import BinanceRest, Exchange
 from .filters import default_instrument
 from .leader import lead
 from .paper import Paper
+from .rest import Rest
 from .settings import ExecutorSettings
 from .stream import UserStream
 
@@ -30,13 +31,8 @@ def main(
     kafka, rest = settings.kafka, None
     command_secret = secret(settings.command_secret, settings.command_secret_file)
     if settings.rest_url:
-        rest = BinanceRest(
-            settings.rest_url,
-            *settings.key(),
-            settings.rest_timeout_s,
-            settings.recv_window_ms,
-            strategy_id=settings.send_last_trade_id,
-        )
+        requests = Rest(settings.rest_url, *settings.key(), settings.rest_timeout_s, settings.recv_window_ms)
+        rest = BinanceRest(requests, strategy_id=settings.send_last_trade_id)
 
     def make_engine(leads: Callable[[], bool], partitions: int) -> Engine:
         exchange: Exchange

@@ -169,7 +169,7 @@ class Engine:
             balances = self.until_available(self.exchange.opening_balances)
             now = self.until_available(self.exchange.now_ms)
             convention = self.limits.convention
-            self._commit([AccountOpened(self.limits.account, self.limits.mode, balances, now * 1_000, convention)])
+            self.commit([AccountOpened(self.limits.account, self.limits.mode, balances, now * 1_000, convention)])
         self._show()
         _log.info("folded", events=len(events), open_orders=sorted(self.account.open), state=self.account.state)
 
@@ -221,7 +221,7 @@ class Engine:
             self._resting.protect()
             now = time.monotonic()
             if self._uncommitted and now - self._committed_at > IDLE_COMMIT_S:
-                self._commit([])
+                self.commit([])
             if now >= self._check_at and not pause and all(rests(self, name) for name in self.pending):
                 self._check_at = now + self._reconcile_s
                 try:
@@ -301,7 +301,7 @@ class Engine:
     ) -> None:
         """Commit a decision together with ``before``; then send what was decided."""
         self.step("decided")
-        self._commit([*before, decided])
+        self.commit([*before, decided])
         self.step("intended")
         if isinstance(decided, SignalSkipped):
             meters.SKIPPED.labels(decided.reason).inc()
@@ -315,7 +315,7 @@ class Engine:
     def launch(self, *intents: OrderIntended) -> None:
         """Commit an order, or the legs of a list, that follow from no signal; then send."""
         self.step("decided")
-        self._commit(intents)
+        self.commit(intents)
         self.step("intended")
         for intent in intents:
             self.pending[intent.order_id] = Pending()
@@ -389,7 +389,7 @@ class Engine:
         learned = learn(order, answer, books, assets, self._margin_ms, pending.evidence)
         pending.evidence = learned.evidence
         if learned.events:
-            self._commit(learned.events)
+            self.commit(learned.events)
         if learned.verdict == "ended":
             del self.pending[intent.order_id]
             for other, order in self.account.open.items():
@@ -432,7 +432,7 @@ class Engine:
             # A flatten, a position or an order that rests leads to the next one, as long as there is one.
             _log.warning("order_never_arrived", order_id=intent.order_id, detail=pending.lost)
             del self.pending[intent.order_id]
-            self._commit([ended])
+            self.commit([ended])
             meters.EXECUTED.labels(intent.symbol, intent.side, "expired").inc()
             return
         signal = pending.signal or self.find_signal(intent)
@@ -448,7 +448,7 @@ class Engine:
         skipped = SignalSkipped(
             account, intent.signal_id, intent.symbol, intent.side, reason, detail, intent.signal_close, now_ms * 1_000
         )
-        self._commit([ended, skipped])
+        self.commit([ended, skipped])
         meters.SKIPPED.labels(reason).inc()
 
     def find_signal(self, intent: OrderIntended) -> Signal | None:
@@ -473,10 +473,6 @@ class Engine:
     def ask(self) -> None:
         """See Desk."""
         self._tend(settle=False)
-
-    def commit(self, events: Sequence[OrderEvent]) -> None:
-        """See Desk."""
-        self._commit(events)
 
     def seen(self, symbol: str) -> tuple[Decimal, int] | None:
         """See Desk."""
@@ -510,12 +506,12 @@ class Engine:
 
     def _change(self, state: TradingState, reason: str) -> None:
         now_us = self.exchange.now_ms() * 1_000
-        self._commit([TradingStateChanged(self.limits.account, state, reason, RECONCILER, now_us)])
+        self.commit([TradingStateChanged(self.limits.account, state, reason, RECONCILER, now_us)])
         _log.error("trading_state", state=state, detail=reason)
 
     # --- Kafka ---------------------------------------------------------------------------------------
 
-    def _commit(self, events: Sequence[OrderEvent]) -> None:
+    def commit(self, events: Sequence[OrderEvent]) -> None:
         """Publish events and the position, all or nothing; the fold follows once that is certain."""
         producer = self._producer
         assert producer is not None

@@ -6,17 +6,15 @@ Must never turn a missing or unclear answer into an outcome, send an order twice
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, localcontext
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol, TypeVar
 
-import httpx
 import msgspec
 from marketflow_common import logs
 from marketflow_common.events import OrderIntended
 from marketflow_common.numbers import EXACT, NotANumber, number
-from marketflow_common.signing import Sign
-from pydantic import BaseModel, BeforeValidator, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from .books import Fill
 from .filters import Instrument, read_instrument
@@ -53,6 +51,8 @@ _DUPLICATE: Final = "duplicate"
 """In the message of a -2010: "Duplicate order sent." (Binance, "Error codes", messages for -1010, -2010, -2011)."""
 _FRESH_S: Final = 600.0
 """Trading rules are asked for again after this long."""
+
+R = TypeVar("R")
 
 
 class Exchange(Protocol):
@@ -145,22 +145,11 @@ class _ExchangeInfo(BaseModel):
 
 
 class BinanceRest:
-    """Binance's spot REST at ``url``. One connection, one thread."""
+    """Binance's spot REST. One thread."""
 
-    def __init__(
-        self,
-        url: str,
-        key: SecretStr,
-        sign: Sign,
-        timeout_s: float,
-        recv_window_ms: int,
-        transport: httpx.BaseTransport | None = None,
-        *,
-        strategy_id: bool = False,
-    ) -> None:
+    def __init__(self, rest: Rest, *, strategy_id: bool = False) -> None:
         """``strategy_id``: send the last trade that a signal has seen along, as the order's strategyId."""
-        self._rest = Rest(url, key, sign, timeout_s, recv_window_ms, transport)
-        self._strategy_id = strategy_id
+        self._rest, self._strategy_id = rest, strategy_id
         self._instruments: dict[str, tuple[float, Instrument | None]] = {}
 
     def close(self) -> None:
@@ -199,10 +188,10 @@ class BinanceRest:
             return {leg.order_id: reply for leg in legs}
         if reply.code:
             return {leg.order_id: self._refusal(leg, reply) for leg in legs}
-        try:
-            said = {named.order_id: named.message for named in read_list(msgspec.json.decode(reply.body)).reports}
-        except (Unreadable, msgspec.DecodeError) as error:
-            return {leg.order_id: Unknown(f"an answer that cannot be read: {short(error)}") for leg in legs}
+        told = _understood(reply.body, read_list)
+        if isinstance(told, Unknown):
+            return {leg.order_id: told for leg in legs}
+        said = {named.order_id: named.message for named in told.reports}
         return {leg.order_id: said.get(leg.order_id, Unknown("the list's answer does not tell")) for leg in legs}
 
     def replace(self, intent: OrderIntended) -> dict[str, Answer]:
@@ -214,10 +203,10 @@ class BinanceRest:
             return {intent.order_id: reply}
         if reply.code and reply.code not in _REPLACE_FAILED:
             return {intent.order_id: self._refusal(intent, reply)}
-        try:
-            cancelled, placed = read_replaced(msgspec.json.decode(reply.body))
-        except (Unreadable, msgspec.DecodeError) as error:
-            return {intent.order_id: Unknown(f"an answer that cannot be read: {short(error)}")}
+        told = _understood(reply.body, read_replaced)
+        if isinstance(told, Unknown):
+            return {intent.order_id: told}
+        cancelled, placed = told
         new: Answer = placed
         if isinstance(placed, Refused):
             new = self._refusal(intent, Reply(reply.body, placed.code, placed.reason))
@@ -311,10 +300,9 @@ class BinanceRest:
                 return reply
             if reply.code:
                 return Unknown(f"asking for order {number_} of a trade gave {reply.code} {reply.message}")
-            try:
-                named = read_order(msgspec.json.decode(reply.body))
-            except (Unreadable, msgspec.DecodeError) as error:
-                return Unknown(f"an answer that cannot be read: {short(error)}")
+            named = _understood(reply.body, read_order)
+            if isinstance(named, Unknown):
+                return named
             if named.order_id == intent.order_id:
                 return self._report(intent, reply.body)
         return None
@@ -337,22 +325,22 @@ class BinanceRest:
             return reply
         if reply.code:
             return NotCancelled(reply.code, reply.message)
-        try:
-            body = msgspec.json.decode(reply.body, type=dict[str, Any])
+
+        def told(body: dict[str, Any]) -> Answer:
             if "orderReports" not in body:
                 return read_cancelled(body).message
             # Its whole list was cancelled with it.
             said = {named.order_id: named.message for named in read_list(body).reports}
             return said.get(intent.order_id, Unknown("the list's answer does not tell"))
-        except (Unreadable, msgspec.DecodeError) as error:
-            return Unknown(f"an answer that cannot be read: {short(error)}")
+
+        return _understood(reply.body, told, dict[str, Any])
 
     def _report(self, intent: OrderIntended, body: bytes) -> Answer:
         """An order's state with its fills; those that the answer does not list are asked for."""
-        try:
-            found = read_order(msgspec.json.decode(body)).message
-        except (Unreadable, msgspec.DecodeError) as error:
-            return Unknown(f"an answer that cannot be read: {short(error)}")
+        named = _understood(body, read_order)
+        if isinstance(named, Unknown):
+            return named
+        found = named.message
         if isinstance(found, Report) or not found.executed_qty:
             return found
         listed = self._fills(intent.symbol, found.exchange_order_id)
@@ -370,10 +358,9 @@ class BinanceRest:
                 return reply
             if reply.code:
                 return Unknown(f"asking for the order's trades gave {reply.code} {reply.message}")
-            try:
-                page = [read_trade(trade)[1] for trade in msgspec.json.decode(reply.body, type=list)]
-            except (Unreadable, msgspec.DecodeError) as error:
-                return Unknown(f"an answer that cannot be read: {short(error)}")
+            page = _understood(reply.body, lambda trades: [read_trade(trade)[1] for trade in trades], list)
+            if isinstance(page, Unknown):
+                return page
             fills += page
             if len(page) < _PAGE:
                 return fills
@@ -454,3 +441,11 @@ class BinanceRest:
         """See Exchange."""
         found = self._rest.read(_Average, "/api/v3/avgPrice", {"symbol": symbol}, signed=False)
         return {found.mins: found.price}
+
+
+def _understood(body: bytes, read: Callable[[Any], R], kind: Any = Any) -> R | Unknown:
+    """What an answer's JSON (of this kind) says; Unknown if that cannot be made out."""
+    try:
+        return read(msgspec.json.decode(body, type=kind))
+    except (Unreadable, msgspec.DecodeError) as error:
+        return Unknown(f"an answer that cannot be read: {short(error)}")

@@ -74,7 +74,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Any:
         for event in events:
             engine.account.apply(event)
 
-    monkeypatch.setattr(engine, "_commit", commit)
+    monkeypatch.setattr(engine, "commit", commit)
     monkeypatch.setattr(engine, "_commands", reader)
     engine.account.assets["ETHUSDT"] = default_instrument("ETHUSDT").assets
     commit([OPENED])

@@ -20,6 +20,7 @@ from marketflow_common.signing import hmac_sha256
 from marketflow_executor.books import Fill
 from marketflow_executor.exchange import BinanceRest, KeyRefused, Unavailable
 from marketflow_executor.orders import NotCancelled, NotThere, Refused, Report, Throttled, TooLate, Unknown, Update
+from marketflow_executor.rest import Rest
 from pydantic import SecretStr
 
 SECRET = "NhqPtmdSJYdKjVHjA7PZj4Mge3R5YNiP1e3UZjInClVN65XAbvqqM6A7H5fATj0j"
@@ -73,8 +74,8 @@ def rest(
 
     sign = hmac_sha256(SecretStr(SECRET))
     transport = httpx.MockTransport(answer)
-    edge = BinanceRest("http://exchange", SecretStr("the-key"), sign, 3.0, 5000, transport, strategy_id=strategy_id)
-    return edge, requests
+    sent = Rest("http://exchange", SecretStr("the-key"), sign, 3.0, 5000, transport)
+    return BinanceRest(sent, strategy_id=strategy_id), requests
 
 
 def test_the_signature_is_that_of_the_documentations_example() -> None:

@@ -23,6 +23,7 @@ from marketflow_executor.orders import (
     Unknown,
     Update,
 )
+from marketflow_executor.rest import Rest
 from pydantic import SecretStr
 
 MESSAGES: dict[str, Any] = json.loads((Path(__file__).parent / "binance" / "messages.json").read_text())
@@ -51,7 +52,7 @@ def rest(post: Callable[[httpx.Request], httpx.Response]) -> tuple[BinanceRest, 
         return post(request)
 
     sign = hmac_sha256(SecretStr("x"))
-    return BinanceRest("http://there", SecretStr("k"), sign, 3.0, 5_000, httpx.MockTransport(answer)), asked
+    return BinanceRest(Rest("http://there", SecretStr("k"), sign, 3.0, 5_000, httpx.MockTransport(answer))), asked
 
 
 def said(name: str, status: int = 200) -> Callable[[httpx.Request], httpx.Response]:

@@ -217,7 +217,7 @@ class World:
 
         nothing = SimpleNamespace(to_end=lambda alive: [], arrived=list)
         for name, value in (
-            ("_commit", commit),
+            ("commit", commit),
             ("_commands", nothing),
             ("_pause", lambda seconds: None),
             ("find_signal", lambda intent: self.signals.get(intent.signal_id)),
