@@ -267,7 +267,7 @@ class _Reader:
         new = {number: end for number, end in ends.items() if end > max(0, self._read[number])}
         if new:
             self._fetch(new, time.monotonic() + timeout)
-        return sorted(self._records, key=lambda message: (message.partition(), message.offset()))
+        return list(self._records)
 
     def _fetch(self, new: dict[int, int], deadline: float) -> None:
         self._consumer.assign([TopicPartition(self._topic, number, self._read[number]) for number in new])
@@ -289,3 +289,4 @@ class _Reader:
             self._read[here.partition] = max(here.offset, new[here.partition])
         self._consumer.unassign()
         self._records += found
+        self._records.sort(key=lambda message: (message.partition(), message.offset()))
