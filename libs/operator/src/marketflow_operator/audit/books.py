@@ -91,7 +91,8 @@ def cut(
         if with_cost and not rest:
             share = cost if taken == qty else divide(EXACT.multiply(cost, taken), qty)
         gone = EXACT.add(gone, share)
-        if taken < qty or not with_cost:
+        # Behind the first that stays all stay, also a buy whose quantity a fee has eaten: its cost is still there.
+        if taken < qty or rest or not with_cost:
             rest.append((EXACT.subtract(qty, taken), EXACT.subtract(cost, share)))
     return tuple(rest), gone
 
