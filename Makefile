@@ -11,7 +11,7 @@ help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 # The environment: remade when the lock or a part's pyproject changes.
-$(VENV)/.ready: requirements.lock $(PARTS:%=%/pyproject.toml)
+$(VENV)/.ready: requirements.lock $(PARTS:%=%/pyproject.toml) aggregator/hatch_build.py aggregator/src/marketflow_aggregator/_skim.c
 	@$(PYTHON) -c 'import sys; sys.exit("MarketFlow needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12 ...") if not (3, 11) <= sys.version_info[:2] <= (3, 13) else None'
 	@echo "setting up $(VENV) (once, about a minute)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

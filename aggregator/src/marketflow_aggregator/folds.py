@@ -12,7 +12,7 @@ from marketflow_common.events import Candle, IdRange, Trade
 from marketflow_common.intervals import close_time
 from marketflow_common.numbers import EXACT, ZERO, fixed
 
-__all__ = ["EMPTY", "Fold", "candle_of", "flat_candle", "fold_of", "fold_of_candle", "merge", "own_ids"]
+__all__ = ["EMPTY", "Fold", "candle_of", "flat_candle", "fold_of", "fold_of_candle", "fold_of_run", "merge", "own_ids"]
 
 
 class Fold(NamedTuple):
@@ -80,6 +80,23 @@ def fold_of(trade: Trade) -> Fold:
         qty if bought else ZERO,
         quote if bought else ZERO,
     )
+
+
+def fold_of_run(run: tuple[int, ...]) -> Fold:
+    """What _skim.c has taken in, as its ``take`` gives it."""
+    first_id, last_id, count, opened, high, low, close, *halves = run
+    volume, quote, taker, taker_quote = (
+        upper << 64 | lower for upper, lower in zip(halves[::2], halves[1::2], strict=True)
+    )
+    return Fold(
+        first_id, last_id, scaled(opened, 8), scaled(high, 8), scaled(low, 8), scaled(close, 8),
+        scaled(volume, 8), scaled(quote, 16), count, scaled(taker, 8), scaled(taker_quote, 16),
+    )  # fmt: skip
+
+
+def scaled(number: int, places: int) -> Decimal:
+    """A whole number of the given decimal place."""
+    return EXACT.scaleb(Decimal(number), -places)
 
 
 def candle_of(

@@ -42,6 +42,10 @@ class CandleLane:
         """A record whose candles are out, for the windows that were open after it."""
         self._candles.replay((record,))
 
+    def skim(self, values: list[bytes | None]) -> Sequence[int]:
+        """See marketflow_common.kafka.transform.Lane."""
+        return self._candles.skim(values)
+
     def process(self, batch: Batch) -> list[Event]:
         """Records in, candles out."""
         made = self._candles.take(batch.events, batch.record)

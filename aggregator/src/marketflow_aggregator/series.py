@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from marketflow_common.events import Candle, IdRange, Trade, Watermark, WireTrade
 from marketflow_common.intervals import MINUTE, window_start
 
-from .folds import EMPTY, Fold, candle_of, flat_candle, fold_of, merge
+from .folds import EMPTY, Fold, candle_of, flat_candle, fold_of, fold_of_run, merge
 from .windows import Closed, Window, without
 
 if TYPE_CHECKING:
+    from ._skim import Skimmer
     from .candles import Candles
 
 __all__ = ["AHEAD", "AHEAD_TRADES", "DAY", "INTERVAL", "RECENT", "Note", "Series"]
@@ -48,6 +49,7 @@ class Series:
         self.symbol, self.book = symbol, book
         self.early: dict[int, list[tuple[int, Trade]]] = {}  # by window: trades far ahead of their receipt
         self.passed: set[int] = set()  # ids of such from next_id on
+        self.lent = False  # the skimmer takes trades into the open window
         self._forget()
 
     def _forget(self) -> None:
@@ -86,6 +88,23 @@ class Series:
         window.last_id = trade_id
         self.next_id = trade_id + 1
         return True
+
+    def lend(self, skimmer: Skimmer) -> None:
+        """Let the skimmer take what ``in_order`` would."""
+        window = self.window
+        if window is None or self.next_id is None or self.amended or self.passed or not self.symbol.isascii():
+            return
+        self.lent = skimmer.arm(self.symbol, self.next_id, window.start, window.end)
+
+    def take_back(self, skimmer: Skimmer) -> None:
+        """What the skimmer has taken in belongs to the open window."""
+        self.lent = False
+        run = skimmer.take(self.symbol)
+        if run is not None:
+            assert self.window is not None
+            fold = fold_of_run(run)
+            self.window.load(merge(self.window.fold(), fold))
+            self.next_id = fold.last_id + 1
 
     def watermark(self, offset: int, mark: Watermark) -> None:
         """Everything before ``through`` is out: windows up to there are closed, flat ones included."""

@@ -39,6 +39,7 @@ __all__ = [
     "Fenced",
     "PositionLost",
     "Record",
+    "Skim",
     "admin",
     "batches_of",
     "committed",
@@ -121,6 +122,8 @@ class Batch:
         return map(self.record, range(len(self.events)))
 
 
+Skim = Callable[["list[bytes | None]"], Sequence[int]]
+"""Takes in what needs no event of its own; the indices of the values that do, in order."""
 Decoder = Callable[[Sequence[bytes | None]], "list[Any] | None"]
 """The events in the values of records, otherwise than ``codec.decode`` gives them; None: it must read these."""
 
@@ -406,12 +409,19 @@ def position(topic: str, partition: int, offset: int, marks: dict[str, int]) -> 
     return TopicPartition(topic, partition, offset, json.dumps(marks, separators=(",", ":")) if marks else "")
 
 
-def batches_of(messages: Sequence[Message], topic: str, decoder: Decoder | None = None) -> Iterator[Batch]:
+def batches_of(
+    messages: Sequence[Message], topic: str, decoder: Decoder | None = None, skim: Skim | None = None
+) -> Iterator[Batch]:
     """The readable events of messages of a topic; what cannot be read is counted, logged and passed over."""
     # A few hundred at a time: what is decoded is used while it is still in the processor's cache.
     for start in range(0, len(messages), CHUNK):
         part = messages[start : start + CHUNK]
-        events = decoder(list(map(Message.value, part))) if decoder else None
+        values = list(map(Message.value, part)) if decoder or skim else []
+        if skim is not None:
+            rest = skim(values)
+            if len(rest) < len(part):
+                part, values = [part[index] for index in rest], [values[index] for index in rest]
+        events = decoder(values) if decoder else None
         if events is None:
             part, events = _one_by_one(part, topic)
         yield Batch(events, partial(_record, part, events))

@@ -45,6 +45,9 @@ class Lane(Protocol):
     Order of calls: ``restore_output`` for each record of the own output from mark ``out_from`` on;
     ``restore_input`` for each record of the input from mark ``in_from`` up to the committed offset; then
     ``process``, once or several times, then ``position``, and ``delivered`` once a transaction has committed.
+
+    A lane may have ``skim(values) -> indices`` as well: it is called before each ``process``, with the bytes of the
+    records, takes in what it can do without an event, and leaves the others, in order, to ``process``.
     """
 
     def restore_output(self, record: Record) -> None:
@@ -282,7 +285,7 @@ class Transform:
         open_ = self._lanes.get(partition)
         if open_ is None or open_.lane is None:
             return
-        for part in client.batches_of(batch, self._source, self._decoder):
+        for part in client.batches_of(batch, self._source, self._decoder, getattr(open_.lane, "skim", None)):
             open_.outputs += open_.lane.process(part)
         open_.next_offset = (batch[-1].offset() or 0) + 1
         metrics.MESSAGES_IN.labels(self._source).inc(len(batch))
