@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
 from functools import wraps
@@ -21,14 +21,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Final, ParamSpec, get_args
 
-import httpx
 import typer
 from marketflow_common import clock
 from marketflow_common.events import AccountOpened, Action
 from marketflow_common.intervals import MINUTE
 from marketflow_common.settings import InvalidSettings, load
 from marketflow_stack.errors import StackError
-from marketflow_stack.stack import StackConfig, open_market, running, start_detached, supervisor
+from marketflow_stack.stack import StackConfig, open_market, running, specs, start_detached, supervisor
 from marketflow_stack.state import StackState
 from marketflow_stack.supervisor import Event
 from rich.console import Console
@@ -48,8 +47,9 @@ from .klines import RestKlines, compare_all, read_candles
 from .klines import show as show_klines
 from .recording import Unreadable, check_market, examine
 from .report import encode, verdict_json
-from .settings import StackSettings, strays
+from .settings import StackSettings
 from .table import show_comparison, show_verdict
+from .usage import WrongUsage, check_environment, check_speed, check_url, split, state_folder, unheard
 
 __all__ = ["app", "main"]
 
@@ -59,7 +59,6 @@ USAGE: Final = 2
 CANNOT: Final = 3
 INTERRUPTED: Final = 130
 DEFAULT_SYMBOLS: Final = StackConfig.symbols
-FASTEST: Final = 100_000
 LONGEST: Final = 10_080
 SEEDS: Final = 2**32 - 1
 
@@ -89,10 +88,6 @@ State = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-class WrongUsage(Exception):
-    """An option that is none; the text is one line that names it and what was expected."""
-
-
 def guarded(command: Callable[P, int]) -> Callable[P, None]:
     """Turn known errors into one line and an exit code."""
 
@@ -117,6 +112,12 @@ def fail(text: str, code: int) -> int:
     return code
 
 
+def mention(lines: Iterable[str]) -> None:
+    """Say on stderr what may surprise, a line for each."""
+    for line in lines:
+        err.print(Text(f"marketflow: {line}", "yellow"))
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         out.print(f"marketflow {version('marketflow-operator')}")
@@ -130,45 +131,6 @@ def _root(
     ] = False,
 ) -> None:
     """Run, watch and check MarketFlow on this machine."""
-
-
-def state_folder(given: Path | None) -> Path:
-    """The state folder of the command: as given, or as configured. Raises WrongUsage if that is a file."""
-    folder = given.resolve() if given is not None else load(StackSettings).folder
-    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    if not there.is_dir():
-        raise WrongUsage(f"--state (MARKETFLOW_STACK_STATE) is {folder}, but {there} is no folder; name another")
-    return folder
-
-
-def check_speed(speed: str) -> None:
-    """Raises WrongUsage if it is no speed of a market."""
-    try:
-        right = speed == "max" or 0 < float(speed) <= FASTEST
-    except ValueError:
-        right = False
-    if not right:
-        raise WrongUsage(f"--speed (SPEED) is {speed!r}: a number above 0 and at most {FASTEST}, or max")
-
-
-def check_url(option: str, url: str) -> None:
-    """Raises WrongUsage if nothing can be asked at it."""
-    try:
-        found = httpx.URL(url)
-        right = found.scheme in ("http", "https") and bool(found.host)
-    except (httpx.InvalidURL, ValueError):
-        right = False
-    if not right:
-        raise WrongUsage(f"{option} is {url!r}: it is the URL of a server, such as http://127.0.0.1:9080")
-
-
-def check_environment() -> None:
-    """What no part of MarketFlow reads: an error where it looks like a slip, a word on stderr otherwise."""
-    slips, strange = strays(os.environ)
-    if slips:
-        raise WrongUsage("; ".join(f"{name}: there is no such setting; did you mean {near}?" for name, near in slips))
-    for name in strange:
-        err.print(Text(f"marketflow: {name}: nothing reads this setting; docs/settings.md lists them", "yellow"))
 
 
 @app.command(epilog=CODES)
@@ -193,7 +155,7 @@ def demo(
     state: State = None,
 ) -> int:
     """Run the whole chain once on free ports, watch it, check it, and stop it."""
-    check_environment()
+    mention(check_environment())
     examination.check_platform()
     check_speed(speed)
     folder = state_folder(state)
@@ -246,7 +208,7 @@ def live(
     next run goes on from there. MARKETFLOW_INGESTOR_WS_URL and _REST_URL name another exchange that speaks as
     Binance does.
     """
-    check_environment()
+    mention(check_environment())
     examination.check_platform()
     wanted = split(symbols)
     signal.signal(signal.SIGINT, _interrupt)
@@ -273,7 +235,7 @@ def up(
     """Start the local stack on its configured ports and leave it running."""
     if market not in ("simulator", "binance"):
         return fail(f"--market is {market!r}: it is simulator or binance", USAGE)
-    check_environment()
+    mention(check_environment())
     examination.check_platform()
     check_speed(speed)
     ports, wanted_symbols = load(StackSettings).ports, split(symbols)
@@ -295,6 +257,7 @@ def up(
         autostart=False,
         start_when_ready=True,
     )
+    mention(unheard(specs(config)))
     if not foreground:
         signal.signal(signal.SIGINT, _interrupt)
         signal.signal(signal.SIGTERM, _interrupt)
@@ -308,14 +271,6 @@ def up(
     config = replace(config, state=config.state.resolve())
     supervisor(config, tell).run(stop, on_ready=lambda: open_market(config))
     return HOLDS
-
-
-def split(symbols: str | None) -> tuple[str, ...]:
-    """``"a, b"`` to ``("A", "B")``, None to none. Raises WrongUsage if something is given that names no symbol."""
-    found = tuple(part.strip().upper() for part in (symbols or "").split(",") if part.strip())
-    if symbols is not None and not found:
-        raise WrongUsage(f"--symbols (SYMBOLS) is {symbols!r}: name at least one, such as BTCUSDT,ETHUSDT")
-    return found
 
 
 def tell(event: Event) -> None:
@@ -433,7 +388,7 @@ def audit(
     and the recorder :9071, as docker compose publishes them; MARKETFLOW_KAFKA_*, MARKETFLOW_SNOWFLAKE_*,
     MARKETFLOW_EXCHANGE_URL and MARKETFLOW_RECORDER_URL name others.
     """
-    check_environment()
+    mention(check_environment())
     _, places = look_at(state, kafka)
     places = replace(places, exchange=exchange or places.exchange, recorder=recorder or places.recorder)
     check_url("--exchange (MARKETFLOW_EXCHANGE_URL)", places.exchange)
@@ -514,7 +469,7 @@ def command(
     """
     if action not in ACTIONS:
         raise WrongUsage(f"ACTION is {action!r}: it is one of {', '.join(ACTIONS)}")
-    check_environment()
+    mention(check_environment())
     access = Access()
     name = account if account is not None else access.account
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", name):
@@ -548,7 +503,7 @@ def reconcile(
     The key is the executor's: MARKETFLOW_EXECUTOR_API_KEY, with _API_SECRET or _PRIVATE_KEY_FILE (Ed25519), or their
     _FILE; it needs no right but to read. Of the local stack's simulator it is known.
     """
-    check_environment()
+    mention(check_environment())
     access = Access()
     name = account if account is not None else access.account
     found, places = look_at(state, kafka)
@@ -577,7 +532,7 @@ def reconcile(
 @guarded
 def doctor(as_json: AsJson = False, state: State = None) -> int:
     """Look whether this machine has what MarketFlow needs."""
-    check_environment()
+    mention(check_environment())
     folder = state_folder(state)
     findings = examination.examine(load(StackSettings).ports, folder, running(folder) is not None)
     well = all(finding.ok or finding.optional for finding in findings)

@@ -36,6 +36,7 @@ from .recording import Recording
 from .report import build, encode
 from .table import show_summary
 from .targets import of_stack, restarts_of
+from .usage import unheard
 from .view.board import Board
 from .view.live import Watch, show
 
@@ -118,9 +119,11 @@ def run(demo: Demo, state: Path, out: Console) -> Verdict:
         start_when_ready=True,
         env=ENVIRONMENT,
     )
-    specs(config)  # Java and Kafka's jars: what is missing is said before anything starts
+    wanted = specs(config)  # Java and Kafka's jars: what is missing is said before anything starts
     began = time.monotonic()
     out.print(Text.assemble(("MarketFlow demo: ", "bold"), _title(demo), (f"  data and logs in {state}", "dim")))
+    for line in unheard(wanted):
+        out.print(Text(line, "yellow"))
     with ExitStack() as stack:
         stack.callback(lambda: out.print("everything has stopped", style="dim"))
         try:
@@ -177,11 +180,13 @@ def live(symbols: tuple[str, ...], state: Path, out: Console) -> list[Comparison
         symbols=symbols,
         env={} if own else {"strategy": ENVIRONMENT["strategy"]},
     )
-    specs(config)
+    wanted = specs(config)
     rest = RestKlines(config.exchange)
     rest.ping()
     title = f"{config.exchange}, paper trading, {', '.join(symbols)}"
     out.print(Text.assemble(("MarketFlow live: ", "bold"), title, (f"  data and logs in {state}", "dim")))
+    for line in unheard(wanted):
+        out.print(Text(line, "yellow"))
     places = of_stack(config)
     with ExitStack() as stack:
         stack.callback(rest.close)

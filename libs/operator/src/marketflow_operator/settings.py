@@ -6,7 +6,8 @@ Must never hold a secret.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +16,7 @@ from marketflow_stack.stack import SERVICES, Ports, checkout
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
-__all__ = ["StackSettings", "strays"]
+__all__ = ["StackSettings", "known_settings", "strays"]
 
 PREFIX: Final = "MARKETFLOW_"
 _PARTS: Final = (
@@ -38,15 +39,25 @@ def _port(part: str) -> int:
     return port
 
 
-def strays(environ: Iterable[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """MARKETFLOW_ variables that no part reads: slips with their neighbour, and others.
+def known_settings() -> frozenset[str]:
+    """Every variable that a part reads, as .env.example lists them. Raises StackError outside of a checkout."""
+    listed = (checkout() / ".env.example").read_text()
+    return frozenset(re.findall(rf"^#?({PREFIX}\w+)=", listed, re.MULTILINE))
 
-    Names below a part's own prefix are left to that part, which knows them.
+
+def strays(environ: Iterable[str], known: Collection[str] = ()) -> tuple[list[tuple[str, str]], list[str]]:
+    """MARKETFLOW_ variables that no part reads: slips with their neighbour, "" if none is near, and others.
+
+    Without ``known`` names, those below a part's own prefix are left to that part.
     """
     slips, strange = [], []
     for name in sorted(environ):
         word = name.removeprefix(PREFIX).partition("_")[0]
-        if not name.startswith(PREFIX) or name in _NAMES or word in (*_PARTS, *_ELSEWHERE):
+        if not name.startswith(PREFIX) or name in _NAMES or word in _ELSEWHERE or name in known:
+            continue
+        if word in _PARTS:
+            if known:
+                slips.append((name, next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.8)), "")))
             continue
         near = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.9)
         parts = difflib.get_close_matches(word, _PARTS, n=1, cutoff=0.75)

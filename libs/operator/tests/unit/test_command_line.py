@@ -6,21 +6,24 @@ import gzip
 import io
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from marketflow_operator import __main__ as entry
 from marketflow_operator import cli
 from marketflow_operator.audit.judge import Verdict, judge
 from marketflow_operator.audit.model import could_not_run, verdict
 from marketflow_operator.demo import KEPT, fresh_folder, nothing_compared
 from marketflow_operator.doctor import examine as look
 from marketflow_operator.recording import Unreadable, examine
-from marketflow_operator.settings import strays
+from marketflow_operator.settings import known_settings, strays
 from marketflow_operator.table import show_verdict
 from marketflow_operator.targets import of_stack
+from marketflow_operator.usage import unheard
 from marketflow_stack.processes import free_port
-from marketflow_stack.stack import Ports, StackConfig
+from marketflow_stack.stack import Ports, StackConfig, specs
 from rich.console import Console
 
 LINE = '1723161255611000000 {"stream":"ethusdt@trade","data":{"e":"trade","E":1723161255612,"s":"ETHUSDT","t":%d,'
@@ -113,6 +116,8 @@ def test_an_address_at_which_nothing_can_be_asked_is_one_line(run: Any, option: 
         ("MARKETFLOW_EXECUTER_MODE", "MARKETFLOW_EXECUTOR_MODE"),
         ("MARKETFLOW_EXCHANGE_ULR", "MARKETFLOW_EXCHANGE_URL"),
         ("MARKETFLOW_KAFAK_TOPIC_PREFIX", "MARKETFLOW_KAFKA_TOPIC_PREFIX"),
+        ("MARKETFLOW_EXECUTOR_ORDER_QOUTE", "MARKETFLOW_EXECUTOR_ORDER_QUOTE"),
+        ("MARKETFLOW_SIMULATOR_SEEDS", "MARKETFLOW_SIMULATOR_SEED"),
     ],
 )
 def test_a_misspelt_variable_that_no_part_reads_is_an_error(
@@ -127,6 +132,33 @@ def test_variables_of_every_part_are_let_pass_and_others_are_told() -> None:
     known = ["MARKETFLOW_EXECUTOR_MODE", "MARKETFLOW_DBT_TARGET", "MARKETFLOW_RECORDER_URL", "PATH", "MARKETFLOW_LOG_X"]
     assert strays(known) == ([], [])
     assert strays(["MARKETFLOW_HOME"]) == ([], ["MARKETFLOW_HOME"])
+    assert strays(["MARKETFLOW_LOADER_ZZ"], known_settings()) == ([("MARKETFLOW_LOADER_ZZ", "")], [])
+
+
+def test_what_the_local_stack_sets_itself_is_told_without_its_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MARKETFLOW_EXECUTOR_API_SECRET", "my own")
+    monkeypatch.setenv("MARKETFLOW_EXECUTOR_MODE", "testnet")  # what the stack sets as well
+    monkeypatch.setenv("MARKETFLOW_EXECUTOR_LOTS", "fifo")  # left to the user
+    said = unheard(specs(StackConfig(state=tmp_path)))
+    assert said == ["MARKETFLOW_EXECUTOR_API_SECRET: the local stack has its own value for this; yours is not used"]
+
+
+def test_an_interruption_while_the_command_line_is_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Impatient:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "marketflow_operator.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "marketflow_operator.cli")
+    monkeypatch.setattr(sys, "meta_path", [Impatient(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    assert ended.value.code == cli.INTERRUPTED
+    assert capsys.readouterr().err == "marketflow: interrupted\n"
 
 
 def test_only_linux_can_run_the_local_stack(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
