@@ -25,6 +25,7 @@ from marketflow_common.events import (
     SignalSkipped,
     SignalType,
     Trade,
+    TradingStateChanged,
 )
 from marketflow_common.intervals import MINUTE, window_start
 from marketflow_common.kafka.source import Publisher
@@ -255,6 +256,63 @@ class Stage:
         per_signal = Counter(signal_of[o["clientOrderId"]] for o in ledger["orders"])
         assert all(count == 1 for count in per_signal.values()), per_signal
         assert set(per_signal) == {s.id for s in signals}
+
+    def orders(self, *statuses: str) -> list[Any]:
+        """What the exchange's ledger says of each order, of those with such a status."""
+        return [o for o in self.exchange.ledger()["orders"] if not statuses or o["status"] in statuses]
+
+    @staticmethod
+    def protects(order_id: str) -> bool:
+        """Whether it is a stop or a target of the executor's own, which no signal asked for."""
+        return order_id.startswith("mf-protect:")
+
+    def standing(self) -> list[Any]:
+        """Stops and targets that are open at the exchange."""
+        return [o for o in self.orders("NEW", "PARTIALLY_FILLED") if self.protects(o["clientOrderId"])]
+
+    def last_words(self) -> dict[str, str]:
+        """The kind of the last event of each order; that of its end, where it has ended."""
+        last: dict[str, str] = {}
+        for event in self.events():
+            kind = codec.schema_of(event)
+            if isinstance(event, OrderFilled) and not event.complete:
+                continue
+            if hasattr(event, "order_id") and last.get(event.order_id) not in {*ENDS, "order_filled"}:
+                last[event.order_id] = kind
+        return last
+
+    def check_standing(self) -> None:
+        """The books equal the ledger; one fill-bearing order a signal; one protection a symbol; nothing has halted."""
+
+        def agrees() -> bool:
+            self.check_books()
+            open_there = {o["clientOrderId"] for o in self.orders("NEW", "PARTIALLY_FILLED")}
+            said = self.last_words()
+            assert open_there == {name for name, last in said.items() if last not in {*ENDS, "order_filled"}}
+            return True
+
+        self.wait(agrees)
+        events = self.events()
+        intents = {e.order_id: e for e in events if isinstance(e, OrderIntended)}
+        assert len(intents) == sum(isinstance(e, OrderIntended) for e in events), "an order was intended twice"
+        filled, lists, held = Counter[str](), defaultdict[str, set[str]](set), defaultdict[str, Decimal](Decimal)
+        for order in self.orders():
+            intent = intents[order["clientOrderId"]]
+            if Decimal(order["executedQty"]) and not self.protects(intent.order_id):
+                filled[intent.signal_id] += 1
+            if order["status"] in ("NEW", "PARTIALLY_FILLED") and self.protects(intent.order_id):
+                lists[intent.symbol].add(intent.list_id or intent.order_id)
+                if order["type"] == "STOP_LOSS_LIMIT":
+                    held[intent.symbol] += Decimal(order["origQty"])
+        assert all(times == 1 for times in filled.values()), filled
+        assert all(len(one) == 1 for one in lists.values()), lists
+        assert all(qty <= self.position(symbol) for symbol, qty in held.items()), held
+        assert not [e for e in events if isinstance(e, TradingStateChanged) and e.changed_by == "reconciliation"]
+
+    def position(self, symbol: str) -> Decimal:
+        """What the log says is held."""
+        last = [e for e in self.events() if isinstance(e, OrderFilled) and e.symbol == symbol]
+        return last[-1].position_qty if last else Decimal(0)
 
     def settled(self, *signals: Signal) -> None:
         """Ends a test: each of the signals has one order at the exchange, and the books equal its ledger."""

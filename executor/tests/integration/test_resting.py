@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
 from decimal import Decimal
 from signal import SIGCONT
 from typing import Any
 
 import pytest
-from marketflow_common import codec, topics
-from marketflow_common.events import Command, OrderFilled, OrderIntended, TradingStateChanged
+from marketflow_common import topics
+from marketflow_common.events import Command, OrderFilled, OrderIntended
 
 BTC = "BTCUSDT"
-ENDS = {"order_rejected", "order_canceled", "order_expired"}
 OCO = {"protect": "oco", "stop_distance_pct": 2, "stop_slip_pct": 3, "target_pct": 2, "reconcile_s": 1}
 
 
@@ -21,90 +19,32 @@ def died(executor: Any) -> bool:
     return executor.process.poll() is not None
 
 
-def ledger_orders(stage: Any, *statuses: str) -> list[Any]:
-    return [o for o in stage.exchange.ledger()["orders"] if not statuses or o["status"] in statuses]
-
-
-def protects(name: str) -> bool:
-    return name.startswith("mf-protect:")
-
-
-def standing(stage: Any) -> list[Any]:
-    """Stops and targets that are open at the exchange."""
-    return [o for o in ledger_orders(stage, "NEW", "PARTIALLY_FILLED") if protects(o["clientOrderId"])]
-
-
-def in_the_log(stage: Any) -> dict[str, str]:
-    """The last word on each order."""
-    last: dict[str, str] = {}
-    for event in stage.events():
-        kind = codec.schema_of(event)
-        if isinstance(event, OrderFilled) and not event.complete:
-            continue
-        if hasattr(event, "order_id") and last.get(event.order_id) not in {*ENDS, "order_filled"}:
-            last[event.order_id] = kind
-    return last
-
-
 def kinds(stage: Any, signal: Any) -> list[str]:
-    return [last for order_id, last in in_the_log(stage).items() if order_id.startswith(f"mf-{signal.id}-")]
+    return [last for order_id, last in stage.last_words().items() if order_id.startswith(f"mf-{signal.id}-")]
 
 
 def protected(stage: Any, legs: int, qty: Decimal | None = None) -> list[Any]:
     """Wait until that many legs stand, for so much, and the log has taken note of all."""
 
     def done() -> list[Any]:
-        here = standing(stage)
+        here = stage.standing()
         assert len(here) == legs, here
         assert qty is None or {Decimal(o["origQty"]) for o in here} == {qty}, here
-        said = in_the_log(stage)
+        said = stage.last_words()
         assert all(said.get(o["clientOrderId"]) == "order_accepted" for o in here), said
-        assert len([name for name, last in said.items() if protects(name) and last == "order_accepted"]) == legs
+        assert len([name for name, last in said.items() if stage.protects(name) and last == "order_accepted"]) == legs
         return here
 
     return [] if not legs else stage.wait(done)
 
 
-def position(stage: Any, symbol: str = BTC) -> Decimal:
-    last = [e for e in stage.events() if isinstance(e, OrderFilled) and e.symbol == symbol]
-    return last[-1].position_qty if last else Decimal(0)
-
-
 def sold_out(stage: Any) -> bool:
     """Nothing is held but dust, and nothing stands."""
     return (
-        not standing(stage)
+        not stage.standing()
         and any(e.side == "SELL" for e in stage.events() if isinstance(e, OrderFilled))
-        and (position(stage) < Decimal("0.0001"))
+        and (stage.position(BTC) < Decimal("0.0001"))
     )
-
-
-def check(stage: Any) -> None:
-    """The books equal the ledger; one fill-bearing order a signal; one protection a symbol; nothing has halted."""
-
-    def agrees() -> bool:
-        stage.check_books()
-        open_there = {o["clientOrderId"] for o in ledger_orders(stage, "NEW", "PARTIALLY_FILLED")}
-        said = in_the_log(stage)
-        assert open_there == {name for name, last in said.items() if last not in {*ENDS, "order_filled"}}
-        return True
-
-    stage.wait(agrees)
-    events = stage.events()
-    intents = {e.order_id: e for e in events if isinstance(e, OrderIntended)}
-    assert len(intents) == sum(isinstance(e, OrderIntended) for e in events), "an order was intended twice"
-    filled, lists = Counter[str](), defaultdict[str, set[str]](set)
-    for order in ledger_orders(stage):
-        intent = intents[order["clientOrderId"]]
-        if Decimal(order["executedQty"]) and not protects(intent.order_id):
-            filled[intent.signal_id] += 1
-        if order["status"] in ("NEW", "PARTIALLY_FILLED") and protects(intent.order_id):
-            lists[intent.symbol].add(intent.list_id or intent.order_id)
-    assert all(times == 1 for times in filled.values()), filled
-    assert all(len(one) == 1 for one in lists.values()), lists
-    held = sum((Decimal(o["origQty"]) for o in standing(stage) if o["type"] == "STOP_LOSS_LIMIT"), Decimal(0))
-    assert held <= position(stage)
-    assert not [e for e in events if isinstance(e, TradingStateChanged) and e.changed_by == "reconciliation"]
 
 
 # --- limits ------------------------------------------------------------------------------------------
@@ -127,8 +67,8 @@ def test_limits_fill_expire_or_are_refused_as_the_exchange_has_it(stage: Any) ->
         signal = stage.signal(BTC, "BUY")
         stage.answered(signal)
         assert kinds(stage, signal) == [end]
-    check(stage)
-    said = {(o["type"], o["timeInForce"]) for o in ledger_orders(stage)}
+    stage.check_standing()
+    said = {(o["type"], o["timeInForce"]) for o in stage.orders()}
     assert said == {("LIMIT", "GTC"), ("LIMIT", "IOC"), ("LIMIT", "FOK")}
 
 
@@ -146,32 +86,32 @@ def test_a_leader_that_is_stopped_takes_back_what_its_setting_wants(stage: Any, 
     protected(stage, 2)
     assert executor.stop(20) == 0
     assert kinds(stage, rests) == ["order_accepted" if which == "keep" else "order_canceled"]
-    assert len(standing(stage)) == (0 if which == "cancel_all" else 2)
-    check(stage)
+    assert len(stage.standing()) == (0 if which == "cancel_all" else 2)
+    stage.check_standing()
 
 
 def test_an_order_that_rests_too_long_is_cancelled_also_by_the_next_leader(stage: Any) -> None:
     executor = stage.start("recorded", "kill", "1", order_type="limit_maker", limit_offset_pct=3, limit_s=2)
     signal = stage.signal(BTC, "BUY")
     stage.wait(lambda: died(executor))
-    assert [o["status"] for o in ledger_orders(stage)] == ["NEW"]
+    assert [o["status"] for o in stage.orders()] == ["NEW"]
     stage.start(order_type="limit_maker", limit_offset_pct=3, limit_s=2)
     stage.answered(signal)
     assert kinds(stage, signal) == ["order_canceled"]
-    [order] = ledger_orders(stage)
+    [order] = stage.orders()
     assert order["updateTime"] - order["time"] >= 2_000
-    check(stage)
+    stage.check_standing()
 
 
 def test_a_halt_takes_back_what_rests(stage: Any) -> None:
     stage.start(order_type="limit", limit_offset_pct=3)
     signal = stage.signal(BTC, "BUY")
-    stage.wait(lambda: ledger_orders(stage, "NEW"))
+    stage.wait(lambda: stage.orders("NEW"))
     now = time.time_ns() // 1_000
     stage.publish(topics.TRADING_SIGNALS, "main", Command("c-1", "main", "halt", "alice", now, None, ""))
     stage.answered(signal)
     assert kinds(stage, signal) == ["order_canceled"]
-    check(stage)
+    stage.check_standing()
 
 
 # --- chase -------------------------------------------------------------------------------------------
@@ -182,7 +122,8 @@ def replaced(stage: Any, signal: Any) -> list[Any]:
 
     def done() -> list[Any]:
         intents = [e for e in stage.events() if isinstance(e, OrderIntended) and e.signal_id == signal.id]
-        said = in_the_log(stage)
+        said = stage.last_words()
+        assert intents
         assert said[intents[0].order_id] == "order_canceled", said
         assert any(said[intent.order_id] != "order_expired" for intent in intents[1:]), said
         return intents
@@ -201,11 +142,11 @@ def test_a_chase_follows_the_market_to_its_bound_and_no_further(stage: Any) -> N
     # It is looked at again and again, and stays.
     asked = stage.exchange.ledger()["requests"]["GET /api/v3/ticker/bookTicker"]["200"]
     stage.wait(lambda: stage.exchange.ledger()["requests"]["GET /api/v3/ticker/bookTicker"]["200"] > asked + 1)
-    assert [o["status"] for o in ledger_orders(stage)] == ["CANCELED", "NEW"]
+    assert [o["status"] for o in stage.orders()] == ["CANCELED", "NEW"]
     stage.exchange.fault("burst", symbol=BTC, count=1, percent=-5)
     stage.answered(signal)
     assert kinds(stage, signal) == ["order_canceled", "order_filled"]
-    check(stage)
+    stage.check_standing()
 
 
 @pytest.mark.parametrize(("step", "number"), [("intended", "2"), ("posted", "2")])
@@ -217,10 +158,10 @@ def test_a_crash_in_a_chase_leaves_one_order(stage: Any, step: str, number: str)
     stage.wait(lambda: died(executor))
     stage.start(**settings)
     replaced(stage, signal)
-    assert len(ledger_orders(stage, "NEW")) == 1
+    assert len(stage.orders("NEW")) == 1
     stage.exchange.fault("burst", symbol=BTC, count=1, percent=-5)
     stage.answered(signal)
-    check(stage)
+    stage.check_standing()
 
 
 @pytest.mark.parametrize("fault", ["order_lost_answer", "order_lost_request", "order_429"])
@@ -228,12 +169,12 @@ def test_a_chase_whose_answer_does_not_come_is_found_out(stage: Any, fault: str)
     stage.start(order_type="limit", chase_pct="0.5")
     close = (stage.exchange.price(BTC) * Decimal("0.97")).quantize(Decimal("0.01"))
     signal = stage.signal(BTC, "BUY", close=close)
-    stage.wait(lambda: ledger_orders(stage, "NEW"))
+    stage.wait(lambda: stage.orders("NEW"))
     stage.exchange.fault(fault)
     replaced(stage, signal)
     stage.exchange.fault("burst", symbol=BTC, count=1, percent=-5)
     stage.answered(signal)
-    check(stage)
+    stage.check_standing()
 
 
 # --- stops and targets -------------------------------------------------------------------------------
@@ -246,13 +187,15 @@ def test_what_was_bought_is_given_up_at_its_stop_or_sold_at_its_target(
     stage.start(**(OCO | {"protect": protect}))
     bought = stage.signal(BTC, "BUY")
     stage.answered(bought)
-    legs = protected(stage, 1 if protect == "stop" else 2, position(stage) // Decimal("0.00001") * Decimal("0.00001"))
+    legs = protected(
+        stage, 1 if protect == "stop" else 2, stage.position(BTC) // Decimal("0.00001") * Decimal("0.00001")
+    )
     stage.exchange.fault("burst", symbol=BTC, count=1, percent=percent)
     stage.wait(lambda: sold_out(stage))
-    said = {o["type"]: o["status"] for o in ledger_orders(stage) if protects(o["clientOrderId"])}
+    said = {o["type"]: o["status"] for o in stage.orders() if stage.protects(o["clientOrderId"])}
     hit = "LIMIT_MAKER" if percent > 0 else "STOP_LOSS_LIMIT"
     assert said == {o["type"]: "FILLED" if o["type"] == hit else "EXPIRED" for o in legs}
-    check(stage)
+    stage.check_standing()
 
 
 def test_signals_change_what_is_held_and_one_protection_follows(stage: Any) -> None:
@@ -283,7 +226,7 @@ def test_signals_change_what_is_held_and_one_protection_follows(stage: Any) -> N
     stage.answered(rest)
     stage.wait(lambda: sold_out(stage))
     assert kinds(stage, part) == kinds(stage, rest) == ["order_filled"]
-    check(stage)
+    stage.check_standing()
 
 
 def test_a_protection_that_is_cancelled_from_outside_is_placed_again_and_a_flatten_ends_it(stage: Any) -> None:
@@ -295,7 +238,7 @@ def test_a_protection_that_is_cancelled_from_outside_is_placed_again_and_a_flatt
     now = time.time_ns() // 1_000
     stage.publish(topics.TRADING_SIGNALS, "main", Command("c-1", "main", "flatten", "alice", now, None, ""))
     stage.wait(lambda: sold_out(stage))
-    check(stage)
+    stage.check_standing()
 
 
 def test_what_falls_below_its_stop_before_that_stands_is_sold_at_the_market(stage: Any) -> None:
@@ -303,8 +246,8 @@ def test_what_falls_below_its_stop_before_that_stands_is_sold_at_the_market(stag
     price = stage.exchange.price(BTC)
     stage.answered(stage.signal(BTC, "BUY", close=price * Decimal("1.05")))
     stage.wait(lambda: sold_out(stage))
-    assert {o["type"] for o in ledger_orders(stage)} == {"MARKET"}
-    check(stage)
+    assert {o["type"] for o in stage.orders()} == {"MARKET"}
+    stage.check_standing()
 
 
 @pytest.mark.parametrize(
@@ -318,7 +261,7 @@ def test_a_crash_between_a_fill_and_its_protection_leaves_one_protection(stage: 
     stage.start(**OCO)
     stage.answered(bought)
     protected(stage, 2)
-    check(stage)
+    stage.check_standing()
 
 
 @pytest.mark.parametrize(
@@ -336,7 +279,7 @@ def test_a_crash_in_a_sale_of_what_is_protected_sells_it_once(stage: Any, step: 
     stage.answered(sold)
     stage.wait(lambda: sold_out(stage))
     assert kinds(stage, sold)[-1] == "order_filled"
-    check(stage)
+    stage.check_standing()
 
 
 @pytest.mark.parametrize("fault", ["order_lost_answer", "order_lost_request", "order_429", "reject"])
@@ -348,7 +291,7 @@ def test_a_protection_whose_answer_does_not_come_is_found_out(stage: Any, fault:
     executor.signal(SIGCONT)
     stage.answered(bought)
     protected(stage, 2)
-    check(stage)
+    stage.check_standing()
 
 
 def test_a_lost_answer_to_a_cancellation_delays_the_sale_and_sells_once(stage: Any) -> None:
@@ -359,4 +302,4 @@ def test_a_lost_answer_to_a_cancellation_delays_the_sale_and_sells_once(stage: A
     sold = stage.signal(BTC, "SELL")
     stage.answered(sold)
     stage.wait(lambda: sold_out(stage))
-    check(stage)
+    stage.check_standing()
