@@ -264,6 +264,10 @@ static PyObject *arm(PyObject *object, PyObject *args)
     if (self->used * 2 >= self->size && !grow(self))
         return NULL;
     Run *run = place(self->runs, self->size, name, (size_t)length);
+    if (run->count) {
+        PyErr_SetString(PyExc_ValueError, "what was taken in has to be taken out first");
+        return NULL;
+    }
     self->used += run->length == 0;
     *run = (Run){.length = (unsigned char)length, .armed = 1, .start = start, .end = end, .next_id = next_id};
     memcpy(run->name, name, (size_t)length);

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sysconfig
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +22,10 @@ from marketflow_common.intervals import MINUTE
 T0 = 1_723_161_240_000_000
 FIRST = 11
 
+HEADER = Path(sysconfig.get_paths()["include"], "Python.h")
 pytestmark = pytest.mark.skipif(
-    core.Skimmer is None and not (shutil.which("cc") or shutil.which("gcc")),
-    reason="NOT RUN: there is no C compiler here, so the aggregator does all in Python",
+    core.Skimmer is None and not ((shutil.which("cc") or shutil.which("gcc")) and HEADER.exists()),
+    reason="NOT RUN: no C compiler or no Python.h here, so the aggregator does all in Python",
 )
 
 
@@ -157,6 +160,14 @@ def test_a_sum_that_does_not_fit_is_left_to_python_and_what_was_taken_before_is_
     assert 0 < len(rest) < len(trades)
     assert rest == list(range(rest[0], len(trades)))
     assert taken(one) == reduce(merge, map(fold_of, trades[: rest[0]]), EMPTY)
+
+
+def test_what_it_has_taken_in_is_not_lost_by_a_second_loan() -> None:
+    one = skimmer()
+    assert one.skim([PLAIN]) == []
+    with pytest.raises(ValueError, match="taken out first"):
+        one.arm("S", FIRST + 1, T0, T0 + MINUTE)
+    assert taken(one) == fold_of(codec.decode(topics.OHLCV_RAW, PLAIN))
 
 
 def test_it_keeps_thousands_of_symbols_apart() -> None:

@@ -5,6 +5,7 @@ Must never install or change anything.
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def examine(ports: Ports, state: Path, running: bool) -> Sequence[Finding]:
         check_platform()
     except StackError as error:
         return [Finding("system", False, error.what, error.remedy)]  # the rest is looked up in Linux's /proc
-    return [_python(), _java(), _jars(), *_ports(ports, running), _disk(state), _docker()]
+    return [_python(), _java(), _jars(), *_ports(ports, running), _disk(state), _core(), _docker()]
 
 
 def check_platform() -> None:
@@ -118,6 +119,23 @@ def _disk(state: Path) -> Finding:
     ok = free >= NEEDED_DISK
     remedy = "" if ok else f"free {NEEDED_DISK / 2**30:.0f} GB, or set MARKETFLOW_STACK_STATE to a roomier place"
     return Finding("disk", ok, f"{free / 2**30:.1f} GB free for {state}", remedy)
+
+
+def _core() -> Finding:
+    try:
+        built = importlib.util.find_spec("marketflow_aggregator._skim") is not None
+    except ModuleNotFoundError:
+        return Finding("aggregator", False, "is not installed here", optional=True)
+    remedy = (
+        "install gcc and Python's headers (Debian: gcc, libc6-dev, python3-dev), then rm .venv/.ready && make setup"
+    )
+    return Finding(
+        "aggregator",
+        built,
+        "takes trades in by C" if built else "takes trades in by Python, at half the speed and to the same digit",
+        "" if built else remedy,
+        optional=True,
+    )
 
 
 def _docker() -> Finding:
