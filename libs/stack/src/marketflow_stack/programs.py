@@ -32,8 +32,9 @@ T = TypeVar("T")
 
 
 def eventually(check: Callable[[], T], timeout: float = PATIENCE, interval: float = 0.05) -> T:
-    """Ask until `check` returns something true, and return that; an AssertionError in it counts as "not yet".
+    """Ask until `check` returns something true, and return that.
 
+    An AssertionError in it counts as "not yet", and so does looking for what is not there (LookupError, ValueError).
     After `timeout` seconds it raises AssertionError with what the last try said. In a coroutine:
     `await asyncio.to_thread(eventually, check)`. Asked less and less often, up to a fifth as often: what takes long is
     not hurried by questions, which cost it the processor.
@@ -52,8 +53,8 @@ def eventually(check: Callable[[], T], timeout: float = PATIENCE, interval: floa
 def _attempt(check: Callable[[], T]) -> tuple[str, T | None]:
     try:
         result = check()
-    except AssertionError as error:
-        return str(error), None
+    except (AssertionError, LookupError, ValueError) as error:
+        return (str(error) if isinstance(error, AssertionError) else repr(error)), None
     return f"the last answer was {result!r}", result
 
 
