@@ -67,7 +67,7 @@ def test_the_schema_file_declares_exactly_the_columns_that_land(pytestconfig: py
         assert tables.pop(table.name) == start | columns, table.name
     reasons = {"REASON": ("VARCHAR", True), "KEY_BASE64": ("VARCHAR", False), "VALUE_BASE64": ("VARCHAR", False)}
     assert tables.pop(REJECTS) == start | reasons
-    assert list(tables) == ["RAW.LOAD_OFFSETS"]
+    assert list(tables) == ["RAW.LOAD_OFFSETS", "RAW.TRADES_BACKFILL"]
 
 
 def test_every_event_of_every_topic_has_a_table() -> None:
