@@ -33,7 +33,10 @@ LINE += '"p":"2683.80000000","q":"0.01000000","T":1723161255611,"m":true,"M":tru
 def test_help_lists_the_commands_and_documents_the_exit_codes(run: Any) -> None:
     code, text = run("--help")
     assert code == 0
-    for name in ("demo", "up", "status", "logs", "down", "audit", "command", "reconcile", "doctor"):
+    for name in (
+        "demo", "up", "status", "logs", "down", "audit", "command", "reconcile", "doctor",
+        "trace", "backfill", "rebuild",
+    ):  # fmt: skip
         assert re.search(rf"^│ {name} ", text, re.MULTILINE)
     assert "Exit codes: 0 all is well" in " ".join(text.split())
 
