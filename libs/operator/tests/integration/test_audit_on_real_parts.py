@@ -563,7 +563,8 @@ def test_zzz_what_kafka_has_no_more_is_told_by_its_rows_alone(still: Stack) -> N
     chain = next(c for c in chains if all(t["in_kafka"] and t["row"] == "landed" for t in trades(c)))
     before = trades(chain)
     end = TopicPartition(OHLCV_RAW, before[0]["partition"], max(trade["offset"] for trade in before) + 1)
-    for future in AdminClient({"bootstrap.servers": still.config.bootstrap}).delete_records([end]).values():
+    admin = AdminClient({"bootstrap.servers": still.config.bootstrap})  # held until the answer is there
+    for future in admin.delete_records([end]).values():
         future.result(30)
     _, again = still.trace(chain["order_id"])
     assert trades(again) == [trade | {"in_kafka": False} for trade in before]
