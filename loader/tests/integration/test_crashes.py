@@ -13,7 +13,8 @@ from marketflow_stack.testing import eventually
 
 pytestmark = [pytest.mark.broker]
 Published = Callable[..., list[tuple[str, int, int]]]
-STEPS = ("parquet_written", "put", "begun", "compared", "copied", "committed")
+STEPS = ("parquet_written", "put", "begun", "compared", "copied", "committed", "landed")
+"""of a flush; what comes after the last one is the commit to Kafka"""
 
 
 @pytest.fixture
@@ -78,7 +79,13 @@ def test_a_loader_that_wakes_up_after_another_took_over_lands_nothing_twice(
     all_landed(tables)
 
 
-def test_a_warehouse_that_dies_in_mid_transaction_is_waited_for(
+def shown(loader: Any, metric: str, at_least: float) -> bool:
+    found = loader.metric(metric)
+    assert found >= at_least, f"{metric} is {found}"
+    return True
+
+
+def test_a_warehouse_that_dies_in_mid_transaction_is_waited_for_with_a_bounded_number_of_records(
     own_warehouse: Any,
     own_tables: Any,
     start_loader: Callable[..., Any],
@@ -88,15 +95,23 @@ def test_a_warehouse_that_dies_in_mid_transaction_is_waited_for(
 ) -> None:
     feed(1, 100)
     told = tmp_path / "frozen"
-    loader = start_loader(own_tables, "--freeze-at", "copied", "--tell", str(told))
+    loader = start_loader(own_tables, "--freeze-at", "copied", "--tell", str(told), LOADER_FLUSH_ROWS="50")
     eventually(told.exists, timeout=120)
     own_warehouse.kill()
     loader.signal(signal.SIGCONT)
     eventually(lambda: loader.health().get("ready") is False, timeout=120)
-    feed(101, 200)
+    feed(101, 300)
     eventually(lambda: "outside_away" in loader.log.read_text(), timeout=120)
+    # Nothing more is fetched, what waits is counted, and how stale the tables are is told and grows.
+    eventually(lambda: loader.metric("fetching_paused") == 1, timeout=120)
+    assert 50 <= loader.metric("records_waiting") <= 150
+    eventually(lambda: shown(loader, "consumer_lag_records{", at_least=700), timeout=60)
+    assert loader.metric("warehouse_up") == 0
+    stale = loader.metric('oldest_waiting_seconds{topic="ohlcv_raw"')
+    eventually(lambda: shown(loader, 'oldest_waiting_seconds{topic="ohlcv_raw"', at_least=stale + 0.1), timeout=60)
     own_warehouse.launch().wait_for("/health")
     all_landed(own_tables)
+    eventually(lambda: loader.metric("records_waiting") == 0 == loader.metric("fetching_paused"), timeout=120)
     assert loader.wait_ready().stop() == 0
 
 
