@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from decimal import Decimal
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from marketflow_operator.audit.model import Evidence
-from marketflow_operator.view.board import Board, Service
+from marketflow_operator.view.board import Board, Service, SymbolLine
 from marketflow_operator.view.scrape import parse, quantile
 from marketflow_operator.view.screen import draw, progress_line, spark
 from rich.console import Console
@@ -86,6 +87,20 @@ def test_the_view_shows_price_candle_signal_position_and_pnl_of_each_symbol(worl
     text = "\n".join(drawn(board, 140))
     for word in ("25%", "market time 2024-08-08 23:59:00", "ACTIVE", "BUY", "12,345", "650", "does not answer"):
         assert word in text
+
+
+def test_with_more_symbols_than_rows_those_held_come_first_and_the_services_stay_in_sight(world: Build) -> None:
+    board = board_of(world(minutes=6))
+    board.symbols |= {f"T{number:03d}USDT": SymbolLine(f"T{number:03d}USDT") for number in range(998)}
+    board.symbols["T997USDT"].position = Decimal(1)
+    lines = drawn(board, 140)
+    assert len(lines) <= 40
+    shown = [line.split()[0] for line in lines if re.match(r"\w+USDT ", line)]
+    assert f"… and {1_000 - len(shown):,} more symbols" in lines
+    assert "T997USDT" in shown[:2]
+    for name in ("ingestor", "loader", "executor", "latest"):
+        assert any(line.startswith(name) for line in lines)
+    assert max(map(len, drawn(board, 80, 10))) <= 80
 
 
 def test_a_due_event_is_marked_once_each_channel_has_it(world: Build) -> None:

@@ -31,6 +31,8 @@ KINDS: Final = {
 CHANNELS: Final = (("telegram", "T"), ("discord", "D"))
 NUMBERS: Final = 62
 """Columns that a service's numbers take; the rest is for what troubles it."""
+FEWEST: Final = 5
+"""Symbols that are shown however low the terminal is."""
 WIDE: Final = 110
 """Columns from which charts and candle fields are drawn."""
 
@@ -38,8 +40,16 @@ WIDE: Final = 110
 def draw(board: Board, width: int, height: int, title: str = "") -> RenderableType:
     """Header, symbols, services and as many of the latest events as fit."""
     symbols, services = list(board.symbols.values()), list(board.services.values())
-    room = height - len(symbols) - len(services) - 11
-    parts: list[RenderableType] = [_header(board, width, title), Text(), _symbols(symbols, width), Text()]
+    # Where not all symbols fit, those that are held come first, then those that have traded; three lines are for news.
+    most = max(FEWEST, height - len(services) - 11 - 3)
+    hidden = len(symbols) - most + 1 if len(symbols) > most else 0
+    if hidden:
+        symbols = sorted(symbols, key=lambda line: (not line.position, not line.orders))[: most - 1]
+    room = height - len(symbols) - bool(hidden) - len(services) - 11
+    parts: list[RenderableType] = [_header(board, width, title), Text(), _symbols(symbols, width)]
+    if hidden:
+        parts.append(Text(f"… and {hidden:,} more symbols", "dim"))
+    parts.append(Text())
     if services:
         parts += [_services(services, width), Text()]
     parts.append(Text("latest", "bold") + Text("   T Telegram, D Discord: delivered", "dim"))
