@@ -19,18 +19,19 @@ class SkimHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         source = Path(self.root, "src", "marketflow_aggregator", "_skim.c")
         target = source.with_name("_skim.abi3.so")
-        target.unlink(missing_ok=True)  # one of another machine, or of an older source
-        compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or ""]
-        if not compiler[0] or os.name != "posix":
-            self.app.display_warning("no C compiler: the aggregator will do all in Python, at half the speed")
-            return
+        compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or "gcc"]
         include = sysconfig.get_paths()["include"]
         command = [*compiler, "-O2", "-std=gnu11", "-shared", "-fPIC", f"-I{include}", "-o", str(target), str(source)]
-        built = subprocess.run(command, capture_output=True, text=True, check=False)
-        if built.returncode != 0:
+        try:
+            target.unlink(missing_ok=True)  # one of another machine, or of an older source
+            built = subprocess.run(command, capture_output=True, text=True, check=False)
+            failure = None if built.returncode == 0 else built.stderr
+        except OSError as error:  # there is no such compiler, or the source may only be read
+            failure = str(error)
+        if failure is not None:
             self.app.display_warning(
                 f"{source.name} was not built, so the aggregator will do all in Python, at half the speed; "
-                f"{shlex.join(command)} says:\n{built.stderr}"
+                f"{shlex.join(command)} says:\n{failure}"
             )
             return
         build_data["artifacts"].append(f"/{target.relative_to(self.root)}")
