@@ -340,6 +340,20 @@ def test_the_doctor_names_a_missing_java_with_its_remedy(tmp_path: Path, monkeyp
     assert java.remedy
 
 
+def test_the_doctor_says_that_a_c_module_of_another_machine_cannot_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "_skim.abi3.so").write_text("of another machine")
+    monkeypatch.setattr("marketflow_aggregator.__path__", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "marketflow_aggregator._skim", raising=False)
+    core = next(finding for finding in look(Ports(), tmp_path, running=True) if finding.name == "aggregator")
+    assert not core.ok
+    assert core.optional
+    assert "by Python" in core.found
+    assert "cannot be loaded: " in core.found
+    assert core.remedy
+
+
 def test_old_runs_make_room_for_new_ones(tmp_path: Path) -> None:
     for number in range(KEPT + 3):
         (tmp_path / f"2024010{number}-000000-1" / "logs").mkdir(parents=True)
