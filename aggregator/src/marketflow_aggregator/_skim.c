@@ -257,8 +257,12 @@ static PyObject *arm(PyObject *object, PyObject *args)
     const char *name;
     Py_ssize_t length;
     long long next_id, start, end;
-    if (!PyArg_ParseTuple(args, "s#LLL", &name, &length, &next_id, &start, &end))
-        return NULL;
+    if (!PyArg_ParseTuple(args, "s#LLL", &name, &length, &next_id, &start, &end)) {
+        if (!PyErr_ExceptionMatches(PyExc_OverflowError))
+            return NULL;
+        PyErr_Clear();
+        Py_RETURN_FALSE;
+    }
     if (length == 0 || length > NAME)
         Py_RETURN_FALSE;
     if (self->used * 2 >= self->size && !grow(self))
@@ -311,7 +315,7 @@ static void release(PyObject *object)
 static PyMethodDef methods[] = {
     {"arm", arm, METH_VARARGS,
      "arm(symbol, next_id, start, end) -> bool\n\nTake trades of the symbol from id next_id on whose time is in [start, end), in "
-     "microseconds. False: its name is too long."},
+     "microseconds. False: its name is too long, or a number has more than 64 bits."},
     {"skim", skim, METH_O, "skim(values) -> list[int]\n\nTake in what can be; the indices of the rest, in order."},
     {"take", take, METH_VARARGS,
      "take(symbol) -> tuple | None\n\nTake out what was taken in, and take no more: first id, last id, count, then in 1e-8 "

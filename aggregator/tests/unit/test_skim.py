@@ -182,3 +182,21 @@ def test_a_name_that_is_too_long_for_it_is_left_to_python() -> None:
     assert not core.Skimmer().arm("S" * 33, FIRST, T0, T0 + MINUTE)
     one = skimmer("S" * 32)
     assert one.skim(encoded([trade(symbol="S" * 33), trade(symbol="S" * 32)])) == [0]
+
+
+@pytest.mark.parametrize(("next_id", "start"), [(2**63, T0), (-(2**63) - 1, T0), (FIRST, 2**63 - MINUTE)])
+def test_numbers_of_more_than_64_bits_are_left_to_python(next_id: int, start: int) -> None:
+    assert not core.Skimmer().arm("S", next_id, start, start + MINUTE)
+
+
+@pytest.mark.parametrize(("first", "start"), [(2**63 - 2, T0), (FIRST, 2**63 // MINUTE * MINUTE)])
+def test_ids_and_times_at_the_end_of_64_bits_stop_nobody(first: int, start: int) -> None:
+    book = core.Candles()
+    made = []
+    for after, at in enumerate((start - 1, start, start + 1, start + 2, start + MINUTE)):
+        value = codec.encode(trade(first + after, at=at))
+        assert book.skim([value]) == [0]
+        events = codec.decode_wire([value])
+        assert events is not None
+        made += [candle for candle, _ in book.take(events, lambda index, one=events: (index, 0, one[index]))]
+    assert [(candle.trade_count, candle.first_trade_id) for candle in made] == [(3, first + 1)]
