@@ -223,17 +223,19 @@ static int fold(Run *run, const Trade *trade)
 static PyObject *skim(PyObject *object, PyObject *values)
 {
     Skimmer *self = (Skimmer *)object;
-    Py_ssize_t count = PyList_Size(values);
-    if (count < 0)
+    if (!PyList_Check(values)) {
+        PyErr_SetString(PyExc_TypeError, "values must be a list");
         return NULL;
+    }
     PyObject *rest = PyList_New(0);
+    Py_ssize_t count = PyList_Size(values);
     int to_the_letter = 1;
     for (Py_ssize_t i = 0; rest != NULL && i < count; i++) {
         Trade trade;
         char *bytes;
         Py_ssize_t length;
         PyObject *value = PyList_GetItem(values, i);
-        if (to_the_letter && value != NULL && PyBytes_Check(value) && PyBytes_AsStringAndSize(value, &bytes, &length) == 0 &&
+        if (to_the_letter && PyBytes_Check(value) && PyBytes_AsStringAndSize(value, &bytes, &length) == 0 &&
             read_trade(bytes, (size_t)length, &trade)) {
             Run *run = find(self, trade.symbol, trade.symbol_length);
             if (run != NULL && run->armed && fold(run, &trade))

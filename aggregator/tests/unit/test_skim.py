@@ -200,3 +200,9 @@ def test_ids_and_times_at_the_end_of_64_bits_stop_nobody(first: int, start: int)
         assert events is not None
         made += [candle for candle, _ in book.take(events, lambda index, one=events: (index, 0, one[index]))]
     assert [(candle.trade_count, candle.first_trade_id) for candle in made] == [(3, first + 1)]
+
+
+@pytest.mark.parametrize("values", [None, (), b"", iter([PLAIN])])
+def test_values_that_are_no_list_are_a_type_error(values: Any) -> None:
+    with pytest.raises(TypeError, match="list"):
+        skimmer().skim(values)
