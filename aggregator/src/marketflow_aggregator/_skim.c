@@ -88,35 +88,37 @@ static int whole(const char **at, const char *end, int64_t *value)
     return 1;
 }
 
+/* Digits; the first `most` of them are appended to value. Returns how many there are. */
+static size_t digits(const char **at, const char *end, size_t most, int64_t *value)
+{
+    const char *p = *at;
+    while (p < end && *p >= '0' && *p <= '9') {
+        if ((size_t)(p - *at) < most)
+            *value = *value * 10 + (*p - '0');
+        p++;
+    }
+    size_t found = (size_t)(p - *at);
+    *at = p;
+    return found;
+}
+
 /* Digits, with a point and more digits where there is one, and the closing quote; in 1e-8. Sets *fits to 0 where that
  * does not hold it. */
 static int number(const char **at, const char *end, int64_t *value, int *fits)
 {
-    const char *p = *at, *begin = *at;
+    const char *p = *at;
     int64_t found = 0;
-    int places = 0;
-    while (p < end && *p >= '0' && *p <= '9') {
-        if (p - begin < INTEGERS)
-            found = found * 10 + (*p - '0');
-        p++;
-    }
-    if (p == begin)
+    size_t integers = digits(&p, end, INTEGERS, &found), places = 0;
+    if (integers == 0)
         return 0;
-    if (p - begin > INTEGERS)
-        *fits = 0;
     if (p < end && *p == '.') {
-        begin = ++p;
-        while (p < end && *p >= '0' && *p <= '9') {
-            if (p - begin < PLACES)
-                found = found * 10 + (*p - '0');
-            p++;
-        }
-        if (p == begin)
+        p++;
+        places = digits(&p, end, PLACES, &found);
+        if (places == 0)
             return 0;
-        if (p - begin > PLACES)
-            *fits = 0;
-        places = (int)(p - begin);
     }
+    if (integers > INTEGERS || places > PLACES)
+        *fits = 0;
     for (; places < PLACES; places++)
         found *= 10;
     if (p == end || *p != '"')

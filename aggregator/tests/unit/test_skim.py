@@ -51,10 +51,9 @@ def taken(one: Any, symbol: str = "S") -> Fold:
 
 
 amounts = st.builds(
-    lambda whole, places, digits: f"{whole}.{digits:0{places}d}" if places else str(whole),
+    lambda whole, decimals: f"{whole}.{decimals}" if decimals else str(whole),
     st.integers(0, 10**10 - 1),
-    st.integers(0, 8),
-    st.integers(0, 0),
+    st.text("0123456789", max_size=8),
 ) | st.decimals("0", "9999999999.99999999", places=8).map(lambda d: format(d, "f"))
 
 

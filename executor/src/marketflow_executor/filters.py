@@ -177,7 +177,11 @@ class Instrument(msgspec.Struct, frozen=True):
         """The filter that the exchange would refuse the order for; None if it would take it."""
         with localcontext(EXACT):
             for what, price in (("price", draft.price), ("stopPrice", draft.stop_price)):
-                if price is not None and (problem := self.prices.problem(price)):
+                if price is None:
+                    continue
+                # What lies below one tick is rounded to 0, which a filter without a minimum does not name.
+                problem = f"{price:f} is not above 0" if price <= 0 else self.prices.problem(price)
+                if problem:
                     return Refusal("PRICE_FILTER", f"{what} {problem}")
             if draft.qty <= 0:
                 return Refusal("LOT_SIZE", f"{draft.qty:f} is below the smallest, {self.least(market.last):f}")

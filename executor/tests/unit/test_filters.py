@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from marketflow_common.events import OrderType, Side
 from marketflow_common.numbers import EXACT, NotANumber
@@ -306,7 +306,7 @@ def test_an_order_passes_if_and_only_if_an_independent_check_in_whole_numbers_le
             for low, high, step in ([lot] if priced else [lot, market_lot])
         )
         and all(
-            p >= prices[0] and (not prices[1] or p <= prices[1]) and (not prices[2] or p % prices[2] == 0)
+            p > 0 and p >= prices[0] and (not prices[1] or p <= prices[1]) and (not prices[2] or p % prices[2] == 0)
             for p, there in ((price, priced), (stop, triggered))
             if there
         )
@@ -331,6 +331,10 @@ _small = st.integers(min_value=0, max_value=12)
     side=st.sampled_from(["BUY", "SELL"]),
     order_type=st.sampled_from(["MARKET", "LIMIT"]),
     asked=st.tuples(st.integers(0, 14), st.integers(1, 14)),
+)
+# Less than a tick: rounded down it would be a price of 0.
+@example(
+    lot=(0, 0, 1), prices=(0, 0, 2), bounds=(0, 0), max_position=None, side="BUY", order_type="LIMIT", asked=(1, 1)
 )
 def test_no_larger_order_would_pass_than_the_one_that_is_found(
     lot: tuple[int, int, int],
