@@ -200,9 +200,10 @@ def java_value(text: str) -> str:
     return "".join(chr(n) if 0x20 <= n < 0x7F and n != ord("\\") else f"\\u{n:04x}" for n in numbers)
 
 
-def server_properties(directory: Path, port: int, controller_port: int) -> str:
+def server_properties(directory: Path, port: int, controller_port: int, *, session_seconds: int = 4) -> str:
     """The settings of a combined KRaft broker and controller that is alone in its cluster.
 
+    `session_seconds`: after so long without a heartbeat of its own, it takes its partitions away from itself.
     StackError for a directory with a comma: `log.dirs` is a list, in which a comma cannot be escaped.
     """
     if "," in str(directory):
@@ -236,7 +237,7 @@ def server_properties(directory: Path, port: int, controller_port: int) -> str:
         "group.initial.rebalance.delay.ms": "0",
         # After a SIGKILL the broker is let in again when its old registration has expired: 4 s instead of 9.
         "broker.heartbeat.interval.ms": "500",
-        "broker.session.timeout.ms": "4000",
+        "broker.session.timeout.ms": str(1000 * session_seconds),
         # A transaction that timed out is aborted within a second instead of ten, so that a killed producer
         # holds up read_committed readers for its own timeout and hardly longer.
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
@@ -254,10 +255,11 @@ class KafkaBroker:
         controller_port: int,
         log: Path | None = None,
         *,
+        session_seconds: int = 4,
         write_archive: Path | None = None,
     ) -> None:
         """`write_archive`: where to write the archive of classes when it ends, instead of using the cache's."""
-        self._write_archive = write_archive
+        self._write_archive, self._session_seconds = write_archive, session_seconds
         self.directory = directory.resolve()
         server_properties(self.directory, port, controller_port)  # a folder that cannot be is refused at once
         self.port = port
@@ -283,7 +285,10 @@ class KafkaBroker:
         java = self._java("-Xmx128m")
         self.directory.mkdir(parents=True, exist_ok=True)
         properties = self.directory / "server.properties"
-        properties.write_text(server_properties(self.directory, self.port, self.controller_port))
+        session = self._session_seconds
+        properties.write_text(
+            server_properties(self.directory, self.port, self.controller_port, session_seconds=session)
+        )
         if (self.directory / "data" / "meta.properties").exists():
             return
         # What a format that was interrupted has left cannot hold records.
