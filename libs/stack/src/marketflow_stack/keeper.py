@@ -22,8 +22,7 @@ def main(run: Path) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     (run / "keeper.pid").write_text(str(os.getpid()))
     data = run / "kafka"
-    # Nobody kills this one and starts it again, and on a busy machine four seconds without a heartbeat are nothing odd.
-    broker = KafkaBroker(data, free_port(), free_port(), log=run / "kafka.log", session_seconds=120)
+    broker = KafkaBroker(data, free_port(), free_port(), log=run / "kafka.log", lasting=True)
     with (run / "users.lock").open("w") as users:
         try:
             broker.start()
