@@ -5,6 +5,7 @@ Must never turn a missing or unclear answer into an outcome, send an order twice
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, localcontext
@@ -51,6 +52,8 @@ _DUPLICATE: Final = "duplicate"
 """In the message of a -2010: "Duplicate order sent." (Binance, "Error codes", messages for -1010, -2010, -2011)."""
 _FRESH_S: Final = 600.0
 """Trading rules are asked for again after this long."""
+_MANY: Final = 5
+"""With more symbols than that the rules of all are asked for at once."""
 
 R = TypeVar("R")
 
@@ -151,6 +154,8 @@ class BinanceRest:
         """``strategy_id``: send the last trade that a signal has seen along, as the order's strategyId."""
         self._rest, self._strategy_id = rest, strategy_id
         self._instruments: dict[str, tuple[float, Instrument | None]] = {}
+        self._told: dict[str, dict[str, Any]] = {}  # entries of the last answer for all symbols
+        self._told_at = -math.inf
 
     def close(self) -> None:
         """Close the connection."""
@@ -410,21 +415,32 @@ class BinanceRest:
         known = self._instruments.get(symbol)
         if known is not None and time.monotonic() - known[0] < _FRESH_S:
             return known[1]
-        reply = self._rest.send("GET", "/api/v3/exchangeInfo", {"symbol": symbol}, signed=False)
-        found: Instrument | None = None
-        if not isinstance(reply, Reply):
-            if known is not None:
-                return known[1]  # Rules rarely change, and the exchange checks them itself.
-            raise Unavailable(f"no trading rules of {symbol}: {reply}")
-        if reply.code not in (0, _NO_SUCH_SYMBOL):
-            raise Unavailable(f"no trading rules of {symbol}: {reply.code} {reply.message}")
-        if not reply.code:
-            try:
-                told = _ExchangeInfo.model_validate_json(reply.body)
-                self._rest.budget.allow(told.rateLimits)
-                found = next((read_instrument(info) for info in told.symbols if info["symbol"] == symbol), None)
-            except (ValidationError, NotANumber, KeyError, TypeError, ValueError) as error:
-                raise Unavailable(f"the trading rules of {symbol} cannot be read: {short(error)}") from error
+        if time.monotonic() - self._told_at >= _FRESH_S or symbol not in self._told:
+            # The rules of all symbols weigh as much as those of one.
+            everything = len(self._instruments) >= _MANY and time.monotonic() - self._told_at >= _FRESH_S
+            of = {} if everything else {"symbol": symbol}
+            reply = self._rest.send("GET", "/api/v3/exchangeInfo", of, signed=False)
+            if not isinstance(reply, Reply):
+                if known is not None:
+                    return known[1]  # Rules rarely change, and the exchange checks them itself.
+                raise Unavailable(f"no trading rules of {symbol}: {reply}")
+            if reply.code not in (0, _NO_SUCH_SYMBOL):
+                raise Unavailable(f"no trading rules of {symbol}: {reply.code} {reply.message}")
+            self._told.pop(symbol, None)
+            if not reply.code:
+                try:
+                    told = _ExchangeInfo.model_validate_json(reply.body)
+                    self._rest.budget.allow(told.rateLimits)
+                    infos = {info["symbol"]: info for info in told.symbols}
+                except (ValidationError, KeyError, TypeError, ValueError) as error:
+                    raise Unavailable(f"the trading rules of {symbol} cannot be read: {short(error)}") from error
+                self._told = infos if everything else self._told | infos
+                if everything:
+                    self._told_at = time.monotonic()
+        try:
+            found = read_instrument(self._told[symbol]) if symbol in self._told else None
+        except (NotANumber, KeyError, TypeError, ValueError) as error:
+            raise Unavailable(f"the trading rules of {symbol} cannot be read: {short(error)}") from error
         self._instruments[symbol] = (time.monotonic(), found)
         return found
 

@@ -246,6 +246,30 @@ def test_an_unknown_symbol_is_none_and_no_answer_is_not() -> None:
         edge.instrument("BTCUSDT")
 
 
+def test_the_rules_of_many_symbols_are_one_question() -> None:
+    names = [f"S{number}USDT" for number in range(40)]
+
+    def info(request: httpx.Request) -> httpx.Response:
+        asked = request.url.params.get("symbol")
+        rules = [
+            {"symbol": name, "status": "TRADING", "baseAsset": name[:-4], "quoteAsset": "USDT", "filters": []}
+            for name in names
+            if asked in (None, name)
+        ]
+        return httpx.Response(200, json={"symbols": rules}) if rules else error(400, -1121)
+
+    edge, requests = rest(boom, GET_exchangeInfo=info)
+    found = [edge.instrument(name) for name in names]
+    assert [one and one.symbol for one in found] == names
+    asked = len(requests)
+    assert asked == 6
+    edge.refresh()
+    assert [edge.instrument(name) for name in names] == found
+    assert not [request for request in requests[asked:] if request.url.path.endswith("exchangeInfo")]
+    assert edge.instrument("NOPE") is None
+    assert len({str(edge.instrument("NOPE")) for _ in range(3)}) == 1
+
+
 def test_the_clock_never_runs_ahead_of_the_exchanges() -> None:
     edge, _ = rest(boom, now_ms=1_000)
     first = edge.now_ms()

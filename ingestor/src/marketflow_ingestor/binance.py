@@ -43,6 +43,14 @@ class Closed(msgspec.Struct, frozen=True, gc=False):
     kline: Kline
 
 
+class Opened(msgspec.Struct, frozen=True, gc=False):
+    """A minute of a symbol that is not closed yet, and the id of its first trade."""
+
+    symbol: str
+    open_time: int
+    first_trade_id: int
+
+
 class Doubtful(msgspec.Struct, frozen=True, gc=False):
     """A trade whose time cannot be: it lies ahead of its own event's time, or of the exchange's clock."""
 
@@ -53,7 +61,7 @@ class Doubtful(msgspec.Struct, frozen=True, gc=False):
 
 
 class Other(msgspec.Struct, frozen=True, gc=False):
-    """A message that is no trade or closed minute: an open kline, an answer, an event of the connection."""
+    """A message that is no trade or minute: an answer, an event of the connection."""
 
     event: str = ""
 
@@ -115,7 +123,7 @@ def micros(at: int) -> int:
     return at if at >= _MICROSECONDS_FROM else at * 1_000
 
 
-def read(message: bytes, received_at: int, tolerance: int, latest: int) -> Trade | Closed | Doubtful | Other:
+def read(message: bytes, received_at: int, tolerance: int, latest: int) -> Trade | Closed | Opened | Doubtful | Other:
     """One message of a combined stream; all times in microseconds. Raises Unreadable.
 
     A trade is doubted if its time is more than ``tolerance`` ahead of its event's, or after ``latest``.
@@ -130,7 +138,7 @@ def read(message: bytes, received_at: int, tolerance: int, latest: int) -> Trade
         assert type(data) is _KlineEvent
         k = data.k
         if not k.x:
-            return _OTHER
+            return Opened(data.s, micros(k.t), k.f)
         texts = (k.o, k.h, k.l, k.c, k.v, k.q)
         return Closed(data.s, kline_of(k.t, k.T, texts, k.n, (k.V, k.Q), (k.f, k.L)))
     except (msgspec.MsgspecError, NotANumber, UnicodeDecodeError) as error:

@@ -22,7 +22,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
 from . import metrics
-from .binance import Closed, Doubtful, Other, Unreadable, read, streams_of
+from .binance import Closed, Doubtful, Opened, Other, Unreadable, read, streams_of
 from .budget import Connects
 from .questions import growing
 from .rhythm import Rhythm
@@ -57,7 +57,7 @@ class Listener(Protocol):
     def covered(self, symbols: Collection[str]) -> None:
         """No: the connection before has brought everything up to then."""
 
-    def heard(self, event: Trade | Closed | Doubtful) -> bool:
+    def heard(self, event: Trade | Closed | Opened | Doubtful) -> bool:
         """The next event; True: wait for ``drained`` before the next one."""
 
     async def drained(self) -> None:

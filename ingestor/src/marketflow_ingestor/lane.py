@@ -19,7 +19,7 @@ from marketflow_common.kafka.client import FatalKafkaError
 from marketflow_common.kafka.source import Publisher, PublishFailed, read_back
 
 from . import metrics
-from .binance import SOURCE, Closed, Doubtful
+from .binance import SOURCE, Closed, Doubtful, Opened
 from .budget import Connects
 from .connections import Connections
 from .questions import Questions
@@ -229,7 +229,7 @@ class Lane:
         (self.subscribed.update if connected else self.subscribed.difference_update)(symbols)
         self._changed()
 
-    def heard(self, event: Trade | Closed | Doubtful) -> bool:
+    def heard(self, event: Trade | Closed | Opened | Doubtful) -> bool:
         sequence = self._sequences.get(event.symbol)
         if sequence is None:
             return False
@@ -240,6 +240,8 @@ class Lane:
         elif type(event) is Closed:
             self._closed[event.symbol] = event.kline.open_time
             sequence.minute(event.kline)
+        elif type(event) is Opened:
+            sequence.opened(event.open_time, event.first_trade_id)
         else:
             self._doubt(event, sequence)
         if sequence.unsettled:

@@ -14,7 +14,7 @@ from typing import Final
 from marketflow_common import logs
 from marketflow_common.events import Trade
 
-from .budget import LATE
+from .budget import HOUSEKEEPING, LATE
 from .rest import PAGE, Rest, RestError, Waiting
 from .sequence import Before, Hole, Minutes, Need, SymbolSequence
 from .settings import Settings
@@ -75,11 +75,14 @@ class Questions:
                 problem, asked_at = "REST has none of it yet", time.monotonic()
                 try:
                     moved = await self._ask(sequence, need)
-                except Waiting:
-                    moved_at += time.monotonic() - asked_at  # a queue of our own making is no reason for a gap
-                    continue
+                except Waiting as error:
+                    if not isinstance(need, Before):
+                        moved_at += time.monotonic() - asked_at  # a queue of our own making is no reason for a gap
+                        continue
+                    # But no symbol waits for minutes, for the sake of its first one, until its turn comes.
+                    moved, problem = sequence.start_by_kline(), str(error)
                 except RestError as error:
-                    moved, problem = False, str(error)
+                    moved, problem = isinstance(need, Before) and sequence.start_by_kline(), str(error)
                 self._moved()
                 if moved:
                     pauses, moved_at = growing(0.1, 2.0), time.monotonic()
@@ -129,7 +132,9 @@ class Questions:
         first = need.trade_id
         while first > 0:
             begin = max(0, first - PAGE)
-            page = [t for t in await self._rest.trades(symbol, begin, first - begin) if t.trade_id < first]
+            page = [
+                t for t in await self._rest.trades(symbol, begin, first - begin, HOUSEKEEPING) if t.trade_id < first
+            ]
             found[:0] = page
             if not page or page[0].trade_id > begin or page[0].traded_at < need.at:
                 break

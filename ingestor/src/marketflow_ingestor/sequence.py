@@ -75,6 +75,7 @@ class SymbolSequence:
         self._held: dict[int, Trade] = {}
         self._minutes: list[_Minute] = []
         self._next = -1  # id to publish next; -1: nothing was ever published
+        self._opening = (-1, -1)  # a minute, and the id of its first trade
         self._through = 0  # the minutes before it are proven, or will never be
         self._asked = 0  # the minutes before it were asked for by REST
         self._minute_end = 0
@@ -158,6 +159,11 @@ class SymbolSequence:
             if self._next >= 0:
                 self._proven_up_to(trade.trade_id - 1)
 
+    def opened(self, open_time: int, first_trade_id: int) -> None:
+        """The first trade of a minute that is not closed yet has this id."""
+        if self._next < 0:
+            self._opening = (open_time, first_trade_id)
+
     def minute(self, kline: Kline) -> None:
         """The exchange has closed a minute."""
         if self._next < 0 and not self._held:
@@ -222,6 +228,17 @@ class SymbolSequence:
         self.filled_count += len(run)
         self._advance()
         return bool(run) and run[-1].traded_at < minute
+
+    def start_by_kline(self) -> bool:
+        """Answer to Before by the open kline alone, where it begins with the first trade. Returns whether it does.
+
+        Unlike a trade of the minute before it is no proof in the topic; the closed kline is, a minute later.
+        """
+        first = self._held[min(self._held)]
+        if self._opening != (window_start(first.traded_at), first.trade_id):
+            return False
+        self.start(())
+        return True
 
     def filled(self, trades: Iterable[Trade], at_end: bool) -> bool:
         """Answer to Hole: the exchange's trades from ``first`` on, by id; ``at_end``: there were no more.

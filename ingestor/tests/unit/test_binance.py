@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from marketflow_common.events import Kline, Trade
-from marketflow_ingestor.binance import Closed, Doubtful, Other, Unreadable, streams_of
+from marketflow_ingestor.binance import Closed, Doubtful, Opened, Other, Unreadable, streams_of
 from marketflow_ingestor.binance import read as read_message
 
 with warnings.catch_warnings():  # python-binance imports a deprecated part of websockets, unused here
@@ -69,8 +69,8 @@ def test_a_closed_kline_keeps_every_field() -> None:
     )  # fmt: skip
 
 
-def test_an_open_kline_says_nothing() -> None:
-    assert read(kline_message(x=False), 0) == Other()
+def test_an_open_kline_names_the_first_trade_of_its_minute() -> None:
+    assert read(kline_message(x=False), 0) == Opened("ETHUSDT", 1723161240000000, 7)
 
 
 @pytest.mark.parametrize(

@@ -267,6 +267,21 @@ def test_the_first_start_asks_back_to_one_trade_before_the_minute(exchange: Any,
     assert ids(out) == list(range(109, 117))
 
 
+@pytest.mark.parametrize("first", [10, 11])
+def test_the_open_kline_tells_whether_anything_is_before_the_first_trade(
+    exchange: Any, out: list[Event], first: int
+) -> None:
+    sequence = SymbolSequence("binance", "ETHUSDT", out)
+    sequence.opened(T0 + MINUTE, 110)
+    sequence.trade(exchange.trades[first])
+    assert sequence.start_by_kline() == (first == 10)
+    sequence.trade(exchange.trades[first + 1])
+    if first == 10:
+        assert (ids(out), sequence.need(), sequence.unsettled) == ([110, 111], None, False)
+    else:
+        assert (out, sequence.need()) == ([], Before(111, T0 + MINUTE))
+
+
 def test_the_first_minute_is_cut_where_there_is_nothing_before_the_first_trade(exchange: Any, out: list[Event]) -> None:
     sequence = SymbolSequence("binance", "ETHUSDT", out)
     sequence.trade(exchange.trades[3])

@@ -14,7 +14,7 @@ from marketflow_simulator.faults import Fault, FaultError, Faults
 from marketflow_simulator.filters import FilterError
 from marketflow_simulator.gate import Gate
 from marketflow_simulator.klines import INTERVALS, MINUTE_US, rest_row
-from marketflow_simulator.market import Market
+from marketflow_simulator.market import Market, SymbolMarket
 from marketflow_simulator.params import Params
 from marketflow_simulator.pump import Pump
 from marketflow_simulator.rest import find_symbol, klines_between
@@ -42,6 +42,13 @@ class _Outside(msgspec.Struct, forbid_unknown_fields=True):
     client_order_id: str | None = None
     expire: bool = False
     rename: str | None = None
+
+
+class _News(msgspec.Struct, forbid_unknown_fields=True):
+    trades: dict[str, int] = {}
+    """The first id that is wanted, by symbol."""
+    klines: dict[str, dict[str, int]] = {}
+    """The first open time that is wanted, in microseconds, by symbol and interval."""
 
 
 class Control:
@@ -75,6 +82,7 @@ class Control:
             web.get("/sim/ledger", self.ledger),
             web.get("/sim/trades", self.trades),
             web.get("/sim/klines", self.klines),
+            web.post("/sim/news", self.news),
             web.post("/sim/symbols", self.set_filters),
             web.post("/sim/balance", self.transfer),
             web.post("/sim/orders/cancel", self.cancel),
@@ -133,7 +141,9 @@ class Control:
             from_id = params.integer("from_id")
         except ApiError as error:
             return refuse(error.message)
-        at = first if from_id is None else from_id
+        return answer(await self._trades(symbol, first if from_id is None else from_id, limit))
+
+    async def _trades(self, symbol: SymbolMarket, at: int, limit: int) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         while len(rows) < limit and (page := symbol.happened(at, min(_PAGE, limit - len(rows)))):
             at = page[-1].id + 1
@@ -148,7 +158,7 @@ class Control:
                     }
                 )
             await asyncio.sleep(0)  # the streams get their turn
-        return answer(rows)
+        return rows
 
     async def klines(self, request: web.Request) -> web.Response:
         try:
@@ -160,13 +170,40 @@ class Control:
             return refuse(error.message)
         if interval not in INTERVALS:
             return refuse(f"interval {interval!r} is none of {', '.join(INTERVALS)}")
+        return answer(await self._klines(symbol, interval, from_us, to_us))
+
+    async def _klines(
+        self, symbol: SymbolMarket, interval: str, from_us: int | None, to_us: int | None = None
+    ) -> list[Any]:
         length = INTERVALS[interval]
         first_us = self._market.start_us if from_us is None else from_us
         first_us = max(first_us, symbol.first_at_us // MINUTE_US * MINUTE_US) // length * length
         closed_us = self._market.closed_us // length * length
         until_us = closed_us if to_us is None else min(-(-to_us // length) * length, closed_us)
         klines = await klines_between(self._market, symbol, interval, first_us, until_us)
-        return answer([[*rest_row(kline), kline.first_id, kline.last_id] for kline in klines])
+        return [[*rest_row(kline), kline.first_id, kline.last_id] for kline in klines]
+
+    async def news(self, request: web.Request) -> web.Response:
+        """Trades and klines of many symbols in one answer, up to _MAX_TRADES trades in all."""
+        try:
+            wanted = msgspec.json.decode(await request.read(), type=_News)
+            symbols = {name: find_symbol(self._market, name) for name in {*wanted.trades, *wanted.klines}}
+            unknown = {interval for asked in wanted.klines.values() for interval in asked} - INTERVALS.keys()
+            if unknown:
+                return refuse(f"interval {min(unknown)!r} is none of {', '.join(INTERVALS)}")
+        except ApiError as error:
+            return refuse(error.message)
+        except msgspec.DecodeError as error:
+            return refuse(f"no such question: {error}")
+        trades, room = dict[str, Any](), _MAX_TRADES
+        for name, at in wanted.trades.items():
+            trades[name] = await self._trades(symbols[name], at, room)
+            room -= len(trades[name])
+        klines = {
+            name: {interval: await self._klines(symbols[name], interval, since) for interval, since in asked.items()}
+            for name, asked in wanted.klines.items()
+        }
+        return answer({"trades": trades, "klines": klines})
 
     async def set_filters(self, request: web.Request) -> web.Response:
         """Change a symbol's filters from now on."""

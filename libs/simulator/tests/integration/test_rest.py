@@ -67,6 +67,24 @@ async def test_what_has_not_happened_yet_cannot_be_asked_for(start: Start) -> No
     assert await sim.get("/sim/klines", symbol="ETHUSDT") == []
 
 
+async def test_news_of_many_symbols_are_what_each_alone_is_told(start: Start) -> None:
+    sim = await finished(start)
+    after = {symbol: state["first_trade_id"] + 7 for symbol, state in (await sim.get("/sim/market"))["symbols"].items()}
+    klines = {"ETHUSDT": {"1m": START_MS * 1000, "1h": 0}, "SOLUSDT": {"1m": (START_MS + 60_000) * 1000}}
+    news = await sim.post("/sim/news", {"trades": after, "klines": klines})
+    assert news == {
+        "trades": {name: await sim.get("/sim/trades", symbol=name, from_id=at) for name, at in after.items()},
+        "klines": {
+            name: {
+                interval: await sim.get("/sim/klines", symbol=name, interval=interval, from_us=since)
+                for interval, since in asked.items()
+            }
+            for name, asked in klines.items()
+        },
+    }
+    assert [len(rows["1m"]) for rows in news["klines"].values()] == [3, 2]
+
+
 async def test_aggregates_are_the_trades_that_share_taker_price_and_time(start: Start) -> None:
     sim = await finished(start)
     trades = await all_trades(sim)

@@ -200,9 +200,10 @@ def java_value(text: str) -> str:
     return "".join(chr(n) if 0x20 <= n < 0x7F and n != ord("\\") else f"\\u{n:04x}" for n in numbers)
 
 
-def server_properties(directory: Path, port: int, controller_port: int) -> str:
+def server_properties(directory: Path, port: int, controller_port: int, *, lasting: bool = False) -> str:
     """The settings of a combined KRaft broker and controller that is alone in its cluster.
 
+    `lasting`: it is not going to be killed and started again.
     StackError for a directory with a comma: `log.dirs` is a list, in which a comma cannot be escaped.
     """
     if "," in str(directory):
@@ -234,9 +235,10 @@ def server_properties(directory: Path, port: int, controller_port: int) -> str:
         "share.coordinator.state.topic.num.partitions": "5",
         # A group starts with its first member instead of waiting 3 s for more.
         "group.initial.rebalance.delay.ms": "0",
-        # After a SIGKILL the broker is let in again when its old registration has expired: 4 s instead of 9.
+        # After a SIGKILL the broker is let in again when its old registration has expired: 4 s instead of 9. But one
+        # that stands still for so long on a busy machine takes its partitions away from itself.
         "broker.heartbeat.interval.ms": "500",
-        "broker.session.timeout.ms": "4000",
+        "broker.session.timeout.ms": "120000" if lasting else "4000",
         # A transaction that timed out is aborted within a second instead of ten, so that a killed producer
         # holds up read_committed readers for its own timeout and hardly longer.
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
@@ -254,10 +256,14 @@ class KafkaBroker:
         controller_port: int,
         log: Path | None = None,
         *,
+        lasting: bool = False,
         write_archive: Path | None = None,
     ) -> None:
-        """`write_archive`: where to write the archive of classes when it ends, instead of using the cache's."""
-        self._write_archive = write_archive
+        """`lasting`: it works for many minutes, and is not going to be killed and started again.
+
+        `write_archive`: where to write the archive of classes when it ends, instead of using the cache's.
+        """
+        self._write_archive, self._lasting = write_archive, lasting
         self.directory = directory.resolve()
         server_properties(self.directory, port, controller_port)  # a folder that cannot be is refused at once
         self.port = port
@@ -283,7 +289,7 @@ class KafkaBroker:
         java = self._java("-Xmx128m")
         self.directory.mkdir(parents=True, exist_ok=True)
         properties = self.directory / "server.properties"
-        properties.write_text(server_properties(self.directory, self.port, self.controller_port))
+        properties.write_text(server_properties(self.directory, self.port, self.controller_port, lasting=self._lasting))
         if (self.directory / "data" / "meta.properties").exists():
             return
         # What a format that was interrupted has left cannot hold records.
@@ -367,7 +373,7 @@ class KafkaBroker:
             *([f"-XX:SharedArchiveFile={archive}"] if archive else []),
             # For a broker that lives for minutes on two cores: without the second compiler and the parallel
             # collector, coming up costs 4 s of processor time instead of 9.
-            "-XX:TieredStopAtLevel=1",
+            *([] if self._lasting else ["-XX:TieredStopAtLevel=1"]),
             "-XX:+UseSerialGC",
             "-Djava.awt.headless=true",
             f"{simple}.showDateTime=true",

@@ -22,7 +22,7 @@ def main(run: Path) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     (run / "keeper.pid").write_text(str(os.getpid()))
     data = run / "kafka"
-    broker = KafkaBroker(data, free_port(), free_port(), log=run / "kafka.log")
+    broker = KafkaBroker(data, free_port(), free_port(), log=run / "kafka.log", lasting=True)
     with (run / "users.lock").open("w") as users:
         try:
             broker.start()

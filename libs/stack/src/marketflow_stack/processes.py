@@ -38,19 +38,24 @@ def _spawner() -> ThreadPoolExecutor:
 
 
 def spawn(
-    argv: Sequence[str], *, output: IO[bytes], env: Mapping[str, str] | None = None, cwd: Path | None = None
+    argv: Sequence[str],
+    *,
+    output: IO[bytes],
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: socket.socket | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start `argv` in a process group of its own; the kernel kills it when this process ends, in any way.
 
-    Both output streams go to `output`. `env` is the whole environment (None: this process's own). A program
-    that cannot be run shows as exit status 127 with the reason in `output`.
+    Both output streams go to `output`; `stdin` is empty unless one is given. `env` is the whole environment (None:
+    this process's own). A program that cannot be run shows as exit status 127 with the reason in `output`.
     """
     command = [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *argv]
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if stdin is None else stdin.fileno(),
             stdout=output,
             stderr=subprocess.STDOUT,
             env=None if env is None else dict(env),

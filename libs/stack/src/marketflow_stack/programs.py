@@ -21,12 +21,15 @@ from typing import Any, Self, TypeVar
 
 import pytest
 
-from marketflow_stack.processes import free_port, kill_group, spawn, terminate
+from marketflow_stack.forkserver import ForkServer
+from marketflow_stack.processes import free_port, kill_group, terminate
 from marketflow_stack.text import tail
 
 PATIENCE = 120.0
 """Seconds for a program to get somewhere on a machine that is busy with other things; five when it is not."""
 _HTTP_SECONDS = 30.0
+
+FORKS = ForkServer()
 
 T = TypeVar("T")
 
@@ -92,7 +95,7 @@ class Program:
     def launch(self) -> Self:
         """Start it; after its end once more, with the same settings, port and log."""
         with self.log.open("ab") as out:
-            self.process = spawn(self._command, output=out, env=self._environment)
+            self.process = FORKS.start(self._command, out, self._environment)
         return self
 
     def answers(self, path: str) -> bool:

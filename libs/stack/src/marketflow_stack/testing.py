@@ -33,6 +33,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from marketflow_stack.errors import StackError
 from marketflow_stack.processes import ProcessId
 from marketflow_stack.processes import free_port as free_port
+from marketflow_stack.programs import FORKS
 from marketflow_stack.programs import Exchange as Exchange
 from marketflow_stack.programs import Program as Program
 from marketflow_stack.programs import Programs as Programs
@@ -54,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    FORKS.close()
     if hasattr(config, "workerinput"):
         return
     run = Path(os.environ.pop(_RUN_VARIABLE, "/nonexistent"))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from marketflow_stack.processes import has_ended
-from marketflow_stack.testing import Program, Programs, ask, free_port
+from marketflow_stack.processes import ProcessId, has_ended
+from marketflow_stack.testing import Program, Programs, ask, eventually, free_port
 
 RECORDER = ("-m", "marketflow_stack.recorder")
 
@@ -49,3 +53,49 @@ def test_what_was_frozen_or_runs_is_ended_in_the_end(recorder: Callable[[], Prog
 def test_an_answer_that_is_an_error_fails_the_test_with_what_it_said(recorder: Callable[[], Program]) -> None:
     with pytest.raises(pytest.fail.Exception, match="404 from"):
         ask(f"{recorder().url}/nowhere")
+
+
+ASKED = """
+import json, os, sys
+print(json.dumps({
+    "name": __name__, "file": __file__, "arguments": sys.argv, "path": sys.path[0], "parent": os.getppid(),
+    "own_group": os.getpgid(0) == os.getpid(), "input": sys.stdin.read(),
+    "settings": {name: value for name, value in os.environ.items() if name.startswith("MARKETFLOW_")},
+}))
+sys.exit(5)
+"""
+
+
+def test_a_program_is_started_as_the_interpreter_would(programs: Programs, tmp_path: Path) -> None:
+    script = tmp_path / "asked.py"
+    script.write_text(ASKED)
+    one = programs.start(Program, "asked", [script, "1", "two"], {"COLOUR": "blue"}, free_port())
+    assert one.wait() == 5
+    assert json.loads(one.log.read_text()) == {
+        "name": "__main__",
+        "file": str(script),
+        "arguments": [str(script), "1", "two"],
+        "path": str(tmp_path),
+        "parent": os.getpid(),
+        "own_group": True,
+        "input": "",
+        "settings": {"MARKETFLOW_COLOUR": "blue"},
+    }
+
+
+def test_a_program_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
+    sleeps, starts = tmp_path / "sleeps.py", tmp_path / "starts.py"
+    sleeps.write_text("import time; time.sleep(600)")
+    starts.write_text(
+        "import os, sys, time\n"
+        "from marketflow_stack.forkserver import ForkServer\n"
+        "out = open(os.devnull, 'wb')\n"
+        f"print(ForkServer().start([sys.executable, {str(sleeps)!r}], out, os.environ).pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, starts], stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        program = ProcessId.of(int(starter.stdout.readline()))
+        assert program is not None
+        starter.kill()
+    assert eventually(lambda: not program.alive())

@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
@@ -32,6 +33,8 @@ BEHIND = 500
 """So many records at once mean that there is more to catch up: then one transaction serves several takings."""
 HELD = 5
 """Full batches that one transaction holds at most."""
+COMMITTERS = 12
+"""So many lanes besides the first commit at a time."""
 _GROUP_MOVED_ON = (
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.UNKNOWN_MEMBER_ID,
@@ -115,6 +118,7 @@ class Transform:
         self._in_topic, self._out_topic = kafka.topic(source), kafka.topic(target)
         self._batch, self._decoder, self._step = batch, decoder, step
         self._lanes: dict[int, _Open] = {}
+        self._committers = ThreadPoolExecutor(COMMITTERS, "commit")
         self._opened = 0
         self._consumer: Consumer | None = None
 
@@ -292,10 +296,21 @@ class Transform:
         self._step("processed")
 
     def _settle(self) -> None:
-        """Commit what the lanes have taken. The outputs of all of them are on their way before one is waited for."""
+        """Commit what the lanes have taken: all at once, because each waits for the broker four times."""
+        assert self._consumer is not None
         begun = {p: position for p in list(self._lanes) if (position := self._begin(p)) is not None}
-        for partition, position in begun.items():
-            self._commit(partition, position)
+        if not begun:
+            return
+        members = self._consumer.consumer_group_metadata()
+        first, *others = begun.items()
+        under_way = [(one, self._committers.submit(self._commit, *one, members)) for one in others]
+        failures = [(first[0], self._commit(*first, members)), *((p, call.result()) for (p, _), call in under_way)]
+        for partition, failure in failures:
+            if failure is None:
+                self._committed(partition, begun[partition])
+        for partition, failure in failures:
+            if failure is not None:
+                self._broken(partition, failure)
 
     def _begin(self, partition: int) -> Committed | None:
         """Send a lane's outputs in a transaction; returns the position to commit, None if nothing is open."""
@@ -323,30 +338,31 @@ class Transform:
             return None
         return position
 
-    def _commit(self, partition: int, position: Committed) -> None:
-        open_ = self._lanes[partition]
-        assert self._consumer is not None
-        assert open_.lane is not None
-        assert open_.producer is not None
+    def _commit(self, partition: int, position: Committed, members: Any) -> KafkaException | None:
+        """Commit a lane's transaction; returns why it could not be. Changes nothing but the lane's list of offsets."""
+        producer = self._lanes[partition].producer
+        assert producer is not None
         start = time.monotonic()
         try:
-            open_.producer.send_offsets_to_transaction(
-                [client.position(self._in_topic, partition, position.offset, position.marks)],
-                self._consumer.consumer_group_metadata(),
-                client.TIMEOUT,
+            producer.send_offsets_to_transaction(
+                [client.position(self._in_topic, partition, position.offset, position.marks)], members, client.TIMEOUT
             )
             self._step("offsets_sent")
-            open_.producer.commit_transaction(self._kafka.transaction_timeout_ms / 1000)
+            producer.commit_transaction(self._kafka.transaction_timeout_ms / 1000)
         except KafkaException as error:
-            self._broken(partition, error)
-            return
+            return error
         self._step("committed")
+        metrics.TRANSACTION_SECONDS.labels(self._target).observe(time.monotonic() - start)
+        return None
+
+    def _committed(self, partition: int, position: Committed) -> None:
+        open_ = self._lanes[partition]
+        assert open_.lane is not None
         outputs, offsets = open_.outputs, open_.offsets
         open_.outputs, open_.offsets = [], []
         open_.lane.delivered(outputs, offsets)
         open_.committed, open_.last_commit, open_.next_offset = position, time.monotonic(), -1
         metrics.MESSAGES_OUT.labels(self._target).inc(len(outputs))
-        metrics.TRANSACTION_SECONDS.labels(self._target).observe(open_.last_commit - start)
 
     def _report_lag(self, consumer: Consumer) -> None:
         for partition in self._lanes:

@@ -5,7 +5,8 @@ Edge of the audit. Klines come from the exchange's own path, never from a servic
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from itertools import product
 from typing import Any, Final
 
 import httpx
@@ -32,6 +33,7 @@ class ExchangeReader:
         self._http = httpx.Client(timeout=30, trust_env=False)
         self._trades: dict[str, list[ExchangeTrade]] = {}
         self._klines: dict[tuple[str, str], dict[int, Kline]] = {}
+        self._start: dict[str, int] = {}
         self._oldest: dict[str, int] = {}
         self._assets: dict[str, tuple[str, str]] = {}
 
@@ -41,7 +43,7 @@ class ExchangeReader:
 
     def market(self) -> dict[str, Any]:
         """The market's state, as ``GET /sim/market`` tells it. Raises CannotRead."""
-        found = self._get("/sim/market")
+        found = self._ask("/sim/market")
         assert isinstance(found, dict)
         return found
 
@@ -52,17 +54,16 @@ class ExchangeReader:
         Orders and fills are read before the trades, and both should be read before the topics.
         """
         if not self._assets:
-            info = self._get("/api/v3/exchangeInfo")
+            info = self._ask("/api/v3/exchangeInfo")
             self._assets = {s["symbol"]: (s["baseAsset"], s["quoteAsset"]) for s in info["symbols"]}
-        ledger = self._get("/sim/ledger")
+        ledger = self._ask("/sim/ledger")
         market = self.market()
-        feeds = {
-            symbol: self._feed(symbol, state, lowest.get(symbol), longer)
-            for symbol, state in market["symbols"].items()
-            if state["first_trade_id"] is not None
-        }
+        symbols = {symbol: state for symbol, state in market["symbols"].items() if state["first_trade_id"] is not None}
+        for symbol, state in symbols.items():
+            self._begin(symbol, state, lowest.get(symbol))
+        self._read_news(symbols, ("1m", *longer))
         return Exchange(
-            feeds=feeds,
+            feeds={symbol: self._feed(symbol, state, longer) for symbol, state in symbols.items()},
             ended=bool(market["ended"]),
             market_time=int(market["market_time_us"]),
             orders=[_order(entry) for entry in ledger["orders"]],
@@ -71,24 +72,53 @@ class ExchangeReader:
             assets=self._assets,
         )
 
-    def _feed(self, symbol: str, state: dict[str, Any], lowest: int | None, longer: Collection[str]) -> SymbolFeed:
+    def _begin(self, symbol: str, state: dict[str, Any], lowest: int | None) -> None:
+        """Read a symbol's trades from the minute on in which they are wanted, unless that was done."""
         streamed_from = int(state["first_trade_id"])
         start = streamed_from if lowest is None else min(lowest, streamed_from)
         trades = self._trades.get(symbol)
         if trades is None or (trades and trades[0].trade_id > start):
             oldest = self._page(symbol, 0, 1)
             self._oldest[symbol] = oldest[0].trade_id if oldest else start
-            trades = self._trades[symbol] = self._from_minute(symbol, start)
-        while page := self._page(symbol, trades[-1].trade_id + 1 if trades else start, PAGE):
-            trades += page
-        if trades:
-            for interval in ("1m", *longer):
-                self._read_klines(symbol, interval, window_start(trades[0].traded_at, interval))
+            self._trades[symbol] = self._from_minute(symbol, start)
+            self._start[symbol] = start
+            for key in [key for key in self._klines if key[0] == symbol]:
+                del self._klines[key]  # earlier ones are wanted as well
+
+    def _read_news(self, symbols: dict[str, dict[str, Any]], intervals: Sequence[str]) -> None:
+        """All trades and closed klines that are not known yet; of a thousand symbols in a few answers."""
+        while wanted := {
+            symbol: following
+            for symbol, state in symbols.items()
+            if (following := self._following(symbol)) <= (state["last_trade_id"] or following)
+        }:
+            news = self._ask("/sim/news", {"trades": wanted})["trades"]
+            for symbol, rows in news.items():
+                self._trades[symbol] += map(_trade, rows)
+            if not any(news.values()):
+                break
+        since: dict[str, dict[str, int]] = {symbol: {} for symbol in symbols if self._trades[symbol]}
+        for symbol, interval in product(since, intervals):
+            known = self._klines.setdefault((symbol, interval), {})
+            since[symbol][interval] = (
+                next(reversed(known)) + INTERVALS[interval]
+                if known
+                else window_start(self._trades[symbol][0].traded_at, interval)
+            )
+        for symbol, found in self._ask("/sim/news", {"klines": since})["klines"].items():
+            for interval, rows in found.items():
+                self._klines[symbol, interval].update((one.open_time, one) for one in map(kline_of, rows))
+
+    def _following(self, symbol: str) -> int:
+        trades = self._trades[symbol]
+        return trades[-1].trade_id + 1 if trades else self._start[symbol]
+
+    def _feed(self, symbol: str, state: dict[str, Any], longer: Collection[str]) -> SymbolFeed:
         return SymbolFeed(
             symbol,
-            trades,
+            self._trades[symbol],
             self._klines.get((symbol, "1m"), {}),
-            streamed_from,
+            int(state["first_trade_id"]),
             self._oldest[symbol],
             {interval: self._klines.get((symbol, interval), {}) for interval in longer},
         )
@@ -109,28 +139,11 @@ class ExchangeReader:
         return trades
 
     def _page(self, symbol: str, from_id: int, limit: int) -> list[ExchangeTrade]:
-        rows = self._get("/sim/trades", symbol=symbol, from_id=from_id, limit=limit)
-        return [
-            ExchangeTrade(
-                int(row["id"]),
-                number(row["price"]),
-                number(row["qty"]),
-                int(row["time_us"]),
-                bool(row["is_buyer_maker"]),
-            )
-            for row in rows
-        ]
+        return list(map(_trade, self._ask(f"/sim/trades?symbol={symbol}&from_id={from_id}&limit={limit}")))
 
-    def _read_klines(self, symbol: str, interval: str, first: int) -> None:
-        known = self._klines.setdefault((symbol, interval), {})
-        since = max(known) + INTERVALS[interval] if known else first
-        for row in self._get("/sim/klines", symbol=symbol, interval=interval, from_us=since):
-            kline = kline_of(row)
-            known[kline.open_time] = kline
-
-    def _get(self, path: str, **query: str | int) -> Any:
+    def _ask(self, path: str, body: Any = None) -> Any:
         try:
-            answer = self._http.get(self.url + path, params=query)
+            answer = self._http.get(self.url + path) if body is None else self._http.post(self.url + path, json=body)
             answer.raise_for_status()
             return answer.json()
         except httpx.HTTPStatusError as error:
@@ -162,6 +175,12 @@ def kline_of(row: list[Any]) -> Kline:
         taker_buy_quote_volume=number(row[10]),
         first_trade_id=int(ids[0]),
         last_trade_id=int(ids[1]),
+    )
+
+
+def _trade(row: dict[str, Any]) -> ExchangeTrade:
+    return ExchangeTrade(
+        int(row["id"]), number(row["price"]), number(row["qty"]), int(row["time_us"]), bool(row["is_buyer_maker"])
     )
 
 
