@@ -59,7 +59,6 @@ class Series:
         self.stated: int | None = None  # open time of the latest window with a candle
         self.kept: dict[int, Closed] = {}
         self.cut_close: Decimal | None = None  # last price of the cut first window, until a candle is stated
-        self.unproven: tuple[int, Closed] | None = None  # that window, until a candle is stated or a kline proves it
         self.amended: set[int] = set()
         self.start_offset: int | None = None  # first record, until a candle is stated
         self.amended_offset: int | None = None
@@ -115,7 +114,6 @@ class Series:
         if self.next_id is None:
             return
         missing = self._missing_before(mark.last_trade_id + 1)
-        self._prove_first(mark)
         if mark.through - self.closed > DAY:
             self._start_anew("silent for more than a day")
         elif missing and self.window is not None and self.window.cut:
@@ -141,18 +139,6 @@ class Series:
         if missing and (self.proof_offset is None or self.stated != stated):
             self.proof_offset = offset
         self._compare(mark)
-
-    def _prove_first(self, mark: Watermark) -> None:
-        """The exchange's kline of the first window tells whether its first trade is ours."""
-        start, first_id = mark.kline.open_time, mark.kline.first_trade_id
-        window = self.window
-        if window is not None and window.cut and (window.start, window.first_id) == (start, first_id):
-            window.cut = False
-        elif self.unproven is not None and self.unproven[0] == start:
-            closed = self.unproven[1]
-            if closed.fold.first_id == first_id:
-                self.unproven, self.kept[start] = None, closed
-                self._state(start)
 
     def gap(self) -> None:
         """Ids that could not be had: the jump of the ids says so by itself, whether or not anybody tries again."""
@@ -303,7 +289,7 @@ class Series:
     # --- windows -------------------------------------------------------------------------------------
 
     def _begin(self, offset: int, trade: Trade, at: int) -> None:
-        """The first trade ever (or anew): nothing proves yet that its window starts with it."""
+        """The first trade ever (or anew): nothing proves that its window starts with it."""
         self._open(offset, trade, at, [])
         assert self.window is not None
         self.window.cut = True
@@ -311,7 +297,6 @@ class Series:
         self._go_on(trade.trade_id + 1)
 
     def _start_anew(self, reason: str) -> None:
-        self._cut_unproven()
         if self.window is not None:
             self._note("cut", open_time=self.window.start, reason=reason)
         self._forget()
@@ -332,7 +317,7 @@ class Series:
         self.closed = window.end
         if window.cut:
             self.cut_close = window.close
-            self.unproven = (window.start, Closed(window.fold(), window.missing, self.book.floor))
+            self._note("cut", open_time=window.start, reason="nothing proves where its first trade is")
             return
         self.kept[window.start] = Closed(window.fold(), window.missing, self.book.floor)
         self._state(window.start)
@@ -365,7 +350,6 @@ class Series:
 
         A first statement that comes after those of later windows has revision 1: nobody could have acted on it.
         """
-        self._cut_unproven()
         closed = self.kept[at]
         latest = self.stated is None or at > self.stated
         revision = (0 if latest else 1) if closed.stated is None else closed.stated.revision + 1
@@ -387,12 +371,6 @@ class Series:
             if closed.highest == closed.last_id == (self.next_id or 0) - 1:
                 self.proof_offset = None
             self._prune()
-
-    def _cut_unproven(self) -> None:
-        """Whatever comes now, the first window gets no candle."""
-        if self.unproven is not None:
-            self._note("cut", open_time=self.unproven[0], reason="nothing proves where its first trade is")
-            self.unproven = None
 
     def _flush(self) -> None:
         """State again what late trades have changed."""

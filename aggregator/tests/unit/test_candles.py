@@ -79,26 +79,6 @@ def test_a_first_window_without_proof_of_its_start_gives_no_candle() -> None:
     assert book.counts["cut"] == 1
 
 
-@pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize(("first_id", "whole"), [(5, True), (4, False)])
-def test_the_exchanges_kline_proves_the_first_window_where_it_begins_with_the_same_trade(
-    late: bool, first_id: int, whole: bool
-) -> None:
-    book = Candles()
-    proof = mark(1, 6, structs.replace(mark(1, 6).kline, first_trade_id=first_id))
-    rest = (trade(7, 1.5), proof) if late else (proof, trade(7, 1.5))
-    made = brief(feed(book, trade(5, 0.5), trade(6, 0.7), *rest, trade(8, 2.0)))
-    assert made == [*([(0, 2, 5, 6, (), 0)] if whole else []), (1, 1, 7, 7, (), 0)]
-    assert book.counts["cut"] == (not whole)
-
-
-def test_a_kline_that_comes_when_a_later_window_has_its_candle_proves_the_first_no_more() -> None:
-    book = Candles()
-    proof = mark(1, 5, structs.replace(mark(1, 5).kline, first_trade_id=5))
-    assert brief(feed(book, trade(5, 0.5), trade(6, 1.5), trade(7, 2.0), proof)) == [(1, 1, 6, 6, (), 0)]
-    assert book.counts["cut"] == 1
-
-
 def test_a_hole_next_to_the_first_window_starts_the_symbol_anew() -> None:
     made = feed(Candles(), trade(5, 0.5), trade(8, 1.5), trade(9, 2.5), trade(10, 3.0))
     assert brief(made) == [(2, 1, 9, 9, (), 0)]

@@ -219,11 +219,9 @@ def oracle(log: list[Event], symbol: str, end: int, minutes: int = 1) -> dict[in
     rows: dict[int, list[Trade]] = {}
     for minute, trade in placed:
         rows.setdefault(minute // length * length, []).append(trade)
-    begun = placed[0][0] if proven(log, symbol, placed[0][0]) else placed[0][0] + 60_000_000  # or else it is cut
-    start = -(-begun // length) * length
-    earlier = [(minute, trade) for minute, trade in placed if minute < start] or placed[:1]
-    newest = max(minute for minute, _ in earlier)
-    last = Fraction([t for minute, t in earlier if minute == newest][-1].price)
+    start = -(-(placed[0][0] + 60_000_000) // length) * length  # the first minute is cut
+    newest = max(minute for minute, _ in placed if minute < start)
+    last = Fraction([t for minute, t in placed if minute == newest][-1].price)
     result = dict[int, tuple[Any, ...]]()
     for window in range(start, end - length + 1, length):
         mine = [(Fraction(t.price), Fraction(t.qty), t.buyer_is_maker) for t in rows.get(window, [])]
@@ -235,24 +233,6 @@ def oracle(log: list[Event], symbol: str, end: int, minutes: int = 1) -> dict[in
             len(mine), sum(qty for _, qty in buys), sum(p * q for p, q in buys),
         )  # fmt: skip
     return result
-
-
-def proven(log: list[Event], symbol: str, first: int) -> bool:
-    """Whether the kline of the first minute is in the log before anything shows that the next one is over, too."""
-    for event in log:
-        if isinstance(event, Watermark) and event.symbol == symbol:
-            if event.kline.open_time == first:
-                return True
-            if event.through > first + MINUTE:
-                return False
-        if (
-            isinstance(event, Trade)
-            and event.symbol == symbol
-            and event.traded_at - event.received_at <= 10_000_000
-            and event.traded_at >= first + 2 * MINUTE
-        ):
-            return False
-    return False
 
 
 def fields(candle: Candle) -> tuple[Any, ...]:
@@ -366,12 +346,8 @@ def test_a_whole_log_needs_no_watermark(random: Random, length: int, symbols: in
     log.run(never)
     bare.run(never)
     for symbol in world.trades:
-        with_marks, without = latest(log, symbol), list(latest(bare, symbol).values())
-        # Only a watermark's kline says where the first minute begins.
-        first = window_start(world.trades[symbol][0].traded_at)
-        assert (first in with_marks) == proven(world.log, symbol, first)
-        with_marks.pop(first, None)
-        assert list(with_marks.values())[: len(without)] == without
+        with_marks, without = list(latest(log, symbol).values()), list(latest(bare, symbol).values())
+        assert with_marks[: len(without)] == without
 
 
 @SLOW

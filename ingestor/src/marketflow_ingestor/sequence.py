@@ -208,8 +208,11 @@ class SymbolSequence:
             return Minutes(known, self._minute_end - MINUTE)
         return None
 
-    def start(self, earlier: Sequence[Trade]) -> bool:
-        """Answer to Before: trades before the first one, by id. Returns whether the first minute is whole."""
+    def start(self, earlier: Sequence[Trade], unasked: str = "") -> bool:
+        """Answer to Before: trades before the first one, by id. Returns whether the first minute is whole.
+
+        ``unasked``: why there is no answer. An empty gap before the first trade says so in the topic.
+        """
         first = self._held[min(self._held)]
         minute, begin, run = window_start(first.traded_at), first.trade_id, []
         for trade in reversed(earlier):
@@ -222,6 +225,8 @@ class SymbolSequence:
             if trade.traded_at < minute:
                 break
         self._next, self._through = begin, minute
+        if unasked:
+            self._out.append(Gap(self.source, self.symbol, begin, begin - 1, unasked, True))
         self._minutes = [m for m in self._minutes if m.kline.open_time >= minute]
         for trade in reversed(run):
             self._publish(trade)
@@ -230,14 +235,12 @@ class SymbolSequence:
         return bool(run) and run[-1].traded_at < minute
 
     def start_by_kline(self) -> bool:
-        """Answer to Before by the open kline alone, where it begins with the first trade. Returns whether it does.
-
-        Unlike a trade of the minute before it is no proof in the topic; the closed kline is, a minute later.
-        """
+        """Go on without an answer to Before where the minute's open kline begins with the first trade: nothing that
+        was missing could have come. Returns whether it does."""
         first = self._held[min(self._held)]
         if self._opening != (window_start(first.traded_at), first.trade_id):
             return False
-        self.start(())
+        self.start((), "not asked for what is before: the minute begins here")
         return True
 
     def filled(self, trades: Iterable[Trade], at_end: bool) -> bool:
@@ -286,7 +289,7 @@ class SymbolSequence:
         """
         need, gap = self.need(), None
         if isinstance(need, Before):
-            self.start(())
+            self.start((), f"what is before is not known: {reason}")
         elif isinstance(need, Minutes):
             self.closed(need, ())
         elif isinstance(need, Hole) and need.last is not None:

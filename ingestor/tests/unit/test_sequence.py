@@ -277,7 +277,10 @@ def test_the_open_kline_tells_whether_anything_is_before_the_first_trade(
     assert sequence.start_by_kline() == (first == 10)
     sequence.trade(exchange.trades[first + 1])
     if first == 10:
-        assert (ids(out), sequence.need(), sequence.unsettled) == ([110, 111], None, False)
+        begin, *trades = out
+        assert isinstance(begin, Gap)
+        assert (begin.first_trade_id, begin.last_trade_id, begin.final) == (110, 109, True)
+        assert (ids(trades), sequence.need(), sequence.unsettled) == ([110, 111], None, False)
     else:
         assert (out, sequence.need()) == ([], Before(111, T0 + MINUTE))
 

@@ -135,6 +135,7 @@ class Gap(Event, frozen=True, tag="gap", gc=False):
 
     ``final`` says that nobody will try again. A final gap that is empty (``first_trade_id == last_trade_id + 1``,
     where ``last_trade_id`` is the symbol's last) closes the symbol: it trades no more, until a later trade follows.
+    As a symbol's very first record it says that nobody has asked what is before its first trade.
     """
 
     source: str

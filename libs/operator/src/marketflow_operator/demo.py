@@ -65,6 +65,8 @@ ENVIRONMENT: Final[Mapping[str, Mapping[str, str]]] = {
         "MARKETFLOW_EXECUTOR_MAX_SIGNAL_AGE_S": "0",
     },
 }
+_NAMED: Final = 10
+"""Symbols in the headline."""
 KEPT: Final = 3
 """Runs whose data and logs are kept."""
 DRAIN: Final = 180.0
@@ -206,7 +208,8 @@ def _title(demo: Demo) -> str:
         return (
             f"replay of {demo.replay.path.name} ({demo.replay.trades:,} trades of {', '.join(demo.symbols)}), {speed}"
         )
-    return f"{demo.minutes} minutes of a synthetic market of {', '.join(demo.symbols)} (seed {demo.seed}), {speed}"
+    named = [*demo.symbols[:_NAMED], *([f"{len(demo.symbols) - _NAMED} more"] if len(demo.symbols) > _NAMED else [])]
+    return f"{demo.minutes} minutes of a synthetic market of {', '.join(named)} (seed {demo.seed}), {speed}"
 
 
 def _teller(out: Console) -> Callable[[Event], None]:

@@ -167,3 +167,27 @@ def test_momentum_is_measured_over_the_strategys_window(window: int) -> None:
     assert recomputed(*candles, signal)[1].count("momentum") == 0
     wrong = msgspec.structs.replace(signal, momentum=change + Decimal("1e-8"))
     assert "momentum" in recomputed(*candles, wrong)[1]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_what_is_before_the_first_trade_is_due_unless_the_ingestor_declares_that_it_does_not_know(
+    world: Build, declared: bool
+) -> None:
+    evidence, symbol = world(ended=False), "ETHUSDT"
+    trades = [trade for _, trade in evidence.of(events.Trade) if trade.symbol == symbol]
+    begin = trades[3]
+    evidence = without(
+        evidence,
+        "ohlcv_raw",
+        lambda e: isinstance(e, events.Trade) and e.symbol == symbol and e.trade_id < begin.trade_id,
+    )
+    gap = events.Gap("sim", symbol, begin.trade_id, begin.trade_id - 1, "not asked", True)
+    if declared:
+        mine = next(s for s in evidence.records["ohlcv_raw"] if s.event is begin)
+        records = [s._replace(event=gap) if s is mine else s for s in evidence.records["ohlcv_raw"]]
+        evidence = replace(evidence, records={**evidence.records, "ohlcv_raw": [*records, mine]})
+    minute = begin.traded_at // MINUTE * MINUTE
+    cut = cuts_of(evidence)[symbol]
+    assert (cut.first_id == begin.trade_id) == declared
+    assert cut.cut_window == (minute if declared else None)
+    assert (minute in cut.windows) != declared

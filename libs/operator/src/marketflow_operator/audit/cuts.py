@@ -22,7 +22,8 @@ class Cut:
     """What is judged of one symbol: trades ``first_id`` to ``last_id`` (inclusive) and whole minutes.
 
     ``windows`` are open times of the whole minutes that the exchange has closed. ``cut_window`` is the first minute
-    where the exchange's own record begins inside it; ``open_window`` the last one, not closed when the feed ended.
+    where the exchange's own record begins inside it, or the ingestor declares that it does not know what is before its
+    first trade; ``open_window`` the last one, not closed when the feed ended.
     """
 
     symbol: str
@@ -54,22 +55,31 @@ def cuts_of(evidence: Evidence) -> Mapping[str, Cut]:
             mark.symbol, mark.through
         ):
             marks[mark.symbol] = mark
+    begun = {
+        gap.symbol
+        for _, gap in evidence.of(Gap)
+        if gap.last_trade_id < gap.first_trade_id == lowest.get(gap.symbol) and gap.final
+    }
     return {
-        symbol: _cut(feed, lowest.get(symbol), marks.get(symbol), exchange.ended, evidence.from_start)
+        symbol: _cut(feed, lowest.get(symbol), marks.get(symbol), exchange.ended, evidence.from_start, symbol in begun)
         for symbol, feed in exchange.feeds.items()
     }
 
 
-def _cut(feed: SymbolFeed, lowest: int | None, mark: Watermark | None, ended: bool, from_start: bool) -> Cut:
+def _cut(
+    feed: SymbolFeed, lowest: int | None, mark: Watermark | None, ended: bool, from_start: bool, begun: bool
+) -> Cut:
     if not feed.trades:
         return Cut(feed.symbol, 0, -1, (), None, None)
     start = feed.streamed_from
     if lowest is not None:
-        start = min(lowest, start) if from_start else lowest
+        start = min(lowest, start) if from_start and not begun else lowest
     at = next((i for i, t in enumerate(feed.trades) if t.trade_id >= start), len(feed.trades) - 1)
     first, second = feed.trades[at], feed.trades[min(at + 1, len(feed.trades) - 1)]
     minute = window_start(first.traded_at)
-    if window_start(second.traded_at) > minute:
+    if begun:
+        first_id = first.trade_id
+    elif window_start(second.traded_at) > minute:
         # The last trade before the first whole minute: published as the proof that nothing is missing at its start.
         first_id, minute = first.trade_id, window_start(second.traded_at)
     else:
@@ -79,7 +89,7 @@ def _cut(feed: SymbolFeed, lowest: int | None, mark: Watermark | None, ended: bo
         last_id, through = feed.trades[-1].trade_id, max(feed.klines, default=-MINUTE) + MINUTE
     else:
         last_id, through = (mark.last_trade_id, mark.through) if mark else (first_id - 1, 0)
-    begins_inside = first_id == feed.oldest and minute != first.traded_at
+    begins_inside = begun or (first_id == feed.oldest and minute != first.traded_at)
     windows = tuple(
         at
         for at in sorted(feed.klines)

@@ -302,8 +302,8 @@ def candles_equal_klines(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> 
 
     Minutes, and every longer interval that is published, from the first of its candles on.
 
-    A candle that states missing trades is compared with the exchange's trades without those. The first minute where
-    the exchange's record begins inside it, and the last, still open one, are named and not due.
+    A candle that states missing trades is compared with the exchange's trades without those. A cut first minute (see
+    Cut) and the last, still open one, are named and not due.
     """
     latest = _last_revisions(evidence)
     offenders, notes, due, equal = [], [], 0, 0
