@@ -135,7 +135,8 @@ def test_variables_of_every_part_are_let_pass_and_others_are_told() -> None:
     known = ["MARKETFLOW_EXECUTOR_MODE", "MARKETFLOW_DBT_TARGET", "MARKETFLOW_RECORDER_URL", "PATH", "MARKETFLOW_LOG_X"]
     assert strays(known) == ([], [])
     assert strays(["MARKETFLOW_HOME"]) == ([], ["MARKETFLOW_HOME"])
-    assert strays(["MARKETFLOW_LOADER_ZZ"], known_settings()) == ([("MARKETFLOW_LOADER_ZZ", "")], [])
+    strange = "MARKETFLOW_LOADER_ZZZZZZZZZZZZZZZZZZ"
+    assert strays([strange], known_settings()) == ([(strange, "")], [])
 
 
 def test_what_the_local_stack_sets_itself_is_told_without_its_value(
