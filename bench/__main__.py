@@ -13,6 +13,7 @@ from pathlib import Path
 
 from marketflow_stack.errors import StackError
 
+from .loading import loading
 from .orders import orders
 from .parts import Plan, Row, aggregator, ingestor, latency, memory
 from .stand import Stand, TookTooLong
@@ -22,6 +23,7 @@ PARTS: dict[str, Callable[[Stand, Plan], list[Row]]] = {
     "latency": latency,
     "orders": orders,
     "ingestor": ingestor,
+    "loader": loading,
     "memory": memory,
 }
 
@@ -33,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, help="write the rows as JSON to this file")
     parser.add_argument("--replay", type=Path, help="a capture to feed the aggregator with, not the synthetic market")
     parser.add_argument("--runs", type=int, default=3, help="runs of each part (memory: one)")
-    parser.add_argument("--trades", type=int, default=1_000_000, help="trades on the topic for the aggregator")
+    parser.add_argument(
+        "--trades", type=int, default=1_000_000, help="trades on the topic for the aggregator (loader: at most 300,000)"
+    )
     parser.add_argument("--long-trades", type=int, default=10_000_000, help="trades of the memory's long replay")
     arguments = parser.parse_args(argv)
     unknown = [name for name in arguments.parts if name not in PARTS]

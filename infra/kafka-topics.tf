@@ -2,7 +2,8 @@
 # cloud, the local stack and the tests read it and create the same topics. Keep every `config` value a
 # literal string: the local reader evaluates no expressions.
 #
-#   terraform apply -var 'bootstrap_servers=["kafka:9092"]' -var replication_factor=1
+#   terraform -chdir=infra/terraform/kafka init
+#   terraform -chdir=infra/terraform/kafka apply -var 'bootstrap_servers=["kafka:9092"]' -var replication_factor=1
 
 terraform {
   required_version = ">= 1.5"

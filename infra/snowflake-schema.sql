@@ -3,7 +3,7 @@
 -- Idempotent: every statement may run again at any time and changes nothing that is there. Runs as it is on
 -- Snowflake (`snow sql -f infra/snowflake-schema.sql`) and on fakesnow; `python -m marketflow_loader.schema`
 -- applies it to whatever MARKETFLOW_SNOWFLAKE_* names, under the database named there. dbt builds the rest
--- (STAGING.OHLCV_AGG, ANALYTICS.TRADING_SIGNALS, ANALYTICS.PORTFOLIO_PNL, MONITORING.METRICS) and owns it.
+-- (STAGING.TRADES, STAGING.OHLCV_AGG, ANALYTICS.TRADING_SIGNALS, ...) and owns it.
 --
 -- What lands where. One writer per table: the loader, append-only; what has landed is exactly what a
 -- read_committed reader of the topic sees, each record once.
@@ -17,8 +17,9 @@
 --   order_events     all                         ANALYTICS.ORDER_EVENTS    EVENT_TYPE tells which
 --   any              what cannot be read         RAW.REJECTS               bytes and reason
 --   (positions)                                  RAW.LOAD_OFFSETS          NEXT_OFFSET per topic, id, partition
+--   (none)           trades of public dumps      RAW.TRADES_BACKFILL       by `marketflow backfill`
 --
--- Every landed row starts with the same six columns:
+-- Every row that comes from a topic starts with the same six columns:
 --
 --   KAFKA_TOPIC        full name of the topic, prefix included
 --   KAFKA_TOPIC_ID     the id that Kafka gave the topic when it was made: a topic made anew has another
@@ -40,6 +41,23 @@
 --
 -- In tables of several kinds of record a column that the kind does not have is NULL. (On fakesnow a NULL
 -- timestamp arrives at the client as 1970-01-01; `IS NULL` in SQL tells the truth.)
+--
+-- On a Snowflake account. Who may do what is in infra/snowflake-roles.sql, the same tables for Terraform in
+-- infra/snowflake-schema.tf (a test holds the two equal). None of the statements below was run on an account.
+--
+--   Retention   Rows are kept for ever. Time Travel is Snowflake's one day; what was deleted by mistake within it
+--               comes back by INSERT INTO ... SELECT ... AT (OFFSET => -3600). Longer costs storage for every row
+--               that dbt replaces: ALTER DATABASE MARKETFLOW SET DATA_RETENTION_TIME_IN_DAYS = 7. The topics are a
+--               second copy: seven days of ohlcv_raw, thirty of candles and signals, all of order_events
+--               (infra/kafka-topics.tf). dbt's tables are transient: they have no Fail-safe, and are made anew by
+--               --full-refresh.
+--   Clustering  None. Rows land in the order of time, so a micro-partition holds a short stretch of LANDED_AT,
+--               TRADED_AT and TRADE_ID, which is what dbt asks by. A backfill lands in the order of ids too. Where
+--               SELECT SYSTEM$CLUSTERING_INFORMATION('RAW.TRADES', '(SYMBOL, TRADED_AT::DATE)') shows a depth that
+--               grows: ALTER TABLE RAW.TRADES CLUSTER BY (SYMBOL, TRADED_AT::DATE), which costs credits from then on.
+--   Cost        What is paid for is the time that the virtual warehouse is awake. A flush a second keeps it awake all
+--               day; one in five minutes, with AUTO_SUSPEND = 60, for about a minute each (loader/README.md). Each flush
+--               makes a micro-partition per table, so rare flushes make the tables faster to read as well.
 
 CREATE DATABASE IF NOT EXISTS MARKETFLOW;
 USE DATABASE MARKETFLOW;
@@ -76,6 +94,22 @@ CREATE TABLE IF NOT EXISTS RAW.TRADES (
     BUYER_IS_MAKER BOOLEAN NOT NULL,
     TRADED_AT TIMESTAMP_LTZ NOT NULL,
     RECEIVED_AT TIMESTAMP_LTZ NOT NULL
+);
+
+-- Trades of the exchange's public dumps. FILE names the dump and its member, FILE_ROW is the line within it, from 1;
+-- LANDED_AT is when the load of the file began. A file that is loaded twice is here twice: dbt takes each
+-- (SYMBOL, TRADE_ID) once, and prefers the stream's (STAGING.TRADES).
+CREATE TABLE IF NOT EXISTS RAW.TRADES_BACKFILL (
+    SOURCE VARCHAR NOT NULL,
+    FILE VARCHAR NOT NULL,
+    FILE_ROW NUMBER(38,0) NOT NULL,
+    LANDED_AT TIMESTAMP_LTZ NOT NULL,
+    SYMBOL VARCHAR NOT NULL,
+    TRADE_ID NUMBER(38,0) NOT NULL,
+    PRICE NUMBER(38,18) NOT NULL,
+    QTY NUMBER(38,18) NOT NULL,
+    BUYER_IS_MAKER BOOLEAN NOT NULL,
+    TRADED_AT TIMESTAMP_LTZ NOT NULL
 );
 
 CREATE TABLE IF NOT EXISTS RAW.FEED_EVENTS (

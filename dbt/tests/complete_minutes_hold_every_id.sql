@@ -3,7 +3,7 @@
 
 select candle.symbol, candle.open_time, candle.trade_count, candle.first_trade_id, candle.last_trade_id
 from {{ ref('ohlcv_agg') }} as candle
-left join {{ source('raw', 'TRADES') }} as early
+left join {{ ref('trades') }} as early
     on early.symbol = candle.symbol
     and early.trade_id between candle.first_trade_id and candle.last_trade_id
     and early.traded_at > dateadd('second', 10, early.received_at)

@@ -4,8 +4,12 @@
 
 with trades as (
 
-    select symbol, {{ utc_day('traded_at') }} as day, count(*) as trades
-    from {{ source('raw', 'TRADES') }}
+    select
+        symbol,
+        {{ utc_day('traded_at') }} as day,
+        count_if(origin = 'stream') as trades,
+        count_if(origin = 'backfill') as trades_backfilled
+    from {{ ref('trades') }}
     group by symbol, {{ utc_day('traded_at') }}
 
 ),
@@ -15,7 +19,7 @@ triggers as (
 
     select candle.symbol, candle.open_time, trade.kafka_appended_at
     from {{ source('stream', 'OHLCV_STREAM') }} as candle
-    join {{ source('raw', 'TRADES') }} as trade
+    join {{ ref('trades') }} as trade
         on trade.symbol = candle.symbol and trade.trade_id = candle.last_trade_id + 1
     where candle.revision = 0 and trade.traded_at > candle.close_time
 
@@ -128,6 +132,7 @@ select
     days.day,
     days.symbol,
     coalesce(trades.trades, 0) as trades,
+    coalesce(trades.trades_backfilled, 0) as trades_backfilled,
     coalesce(candles.candles, 0) as candles,
     coalesce(signals.buy_signals, 0) as buy_signals,
     coalesce(signals.sell_signals, 0) as sell_signals,

@@ -13,8 +13,9 @@ from marketflow_common import logs, topics
 from marketflow_common.health import Health
 from marketflow_common.kafka.sink import Limits, Sink
 
+from . import streaming
 from .broker import Broker
-from .effect import Rows
+from .effect import Backend, Rows
 from .settings import LoaderSettings
 from .warehouse import Away, Step, Warehouse, nothing
 
@@ -26,18 +27,18 @@ _log = logs.get("loader")
 
 def work(settings: LoaderSettings, health: Health, stop: threading.Event, step: Step = nothing) -> None:
     """Land all four topics until ``stop``. ``step`` is called at the steps of a flush, for tests of crashes."""
-    # Ten thousand records wait at a time, none of them in a cycle: the search for cycles took a third of the CPU.
+    # Many thousands of records wait at a time, none of them in a cycle: the search for cycles took a third of the CPU.
     gc.freeze()
     gc.set_threshold(200_000, 20, 20)
     # The connector cancels a statement that takes too long from a thread of its own; where the network is down,
     # that fails too, and the failure belongs into the log as one line.
     threading.excepthook = _thread_failed
-    warehouse = Warehouse(settings.snowflake, step)
+    warehouse = _backend(settings, step)
     try:
         _wait(warehouse, health, stop)
         if stop.is_set():
             return
-        rows = Rows(settings.kafka, warehouse, Broker(settings.kafka), health, settings.patience_seconds)
+        rows = Rows(settings.kafka, warehouse, Broker(settings.kafka), health, settings.patience_seconds, step)
         limits = Limits(settings.flush_rows, settings.flush_bytes, settings.flush_seconds)
         Sink(settings.kafka, GROUP, topics.ALL, rows, health, limits).run(stop)
     except KeyboardInterrupt:
@@ -47,11 +48,18 @@ def work(settings: LoaderSettings, health: Health, stop: threading.Event, step: 
         warehouse.close()
 
 
+def _backend(settings: LoaderSettings, step: Step) -> Backend:
+    warehouse = Warehouse(settings.snowflake, step)
+    if settings.backend == "copy":
+        return warehouse
+    return streaming.Streaming(warehouse, streaming.connect(settings.snowflake), step)
+
+
 def _thread_failed(failed: threading.ExceptHookArgs) -> None:
     _log.warning("thread_failed", thread=failed.thread.name if failed.thread else "", detail=str(failed.exc_value))
 
 
-def _wait(warehouse: Warehouse, health: Health, stop: threading.Event) -> None:
+def _wait(warehouse: Backend, health: Health, stop: threading.Event) -> None:
     """Until the warehouse shows its positions: outside of the consumer group, nobody waits for this process."""
     last = ""
     while not stop.is_set():

@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from operator import methodcaller
+from typing import Any, Final, NamedTuple, Protocol
 
+import pyarrow as pa
 from confluent_kafka import Message
 from marketflow_common import clock, logs, metrics
 from marketflow_common.health import Health
+from marketflow_common.kafka import client
 from marketflow_common.kafka.client import Committed, FatalKafkaError
-from marketflow_common.kafka.sink import Batches, Retry, Slot
+from marketflow_common.kafka.sink import Batches, Marks, Retry, Slot
 from marketflow_common.settings import KafkaSettings
 from prometheus_client import Counter, Gauge, Histogram
 
 from .broker import Broker, NoAnswer
-from .tables import REJECTS, Landing, Row
-from .warehouse import Away, Moved, Place, Position, Step, Warehouse, nothing
+from .tables import REJECTS, Landing, Records
+from .warehouse import Away, Moved, Place, Position, Step, nothing
 
-__all__ = ["PositionGone", "Rows", "TopicMadeAnew"]
+__all__ = ["Backend", "PositionGone", "Rows", "TopicMadeAnew", "columns_of"]
 
 ROWS_LANDED: Final = Counter("rows_landed_total", "Rows committed to the warehouse", ["table"])
 FILES_LANDED: Final = Counter("files_landed_total", "Parquet files loaded and committed", ["table"])
@@ -34,6 +39,12 @@ BEHIND_SECONDS: Final = Gauge(
     "At the last flush: now minus the broker's append time of the last landed record",
     ["topic"],
 )
+THROUGH: Final = Gauge(
+    "landed_through_timestamp_seconds",
+    "Append time of the last landed record, by the broker's clock, in seconds since the epoch",
+    ["topic", "partition"],
+)
+LAST_FLUSH: Final = Gauge("last_flush_timestamp_seconds", "When rows were last committed, in seconds since the epoch")
 WAREHOUSE_UP: Final = Gauge("warehouse_up", "Whether the warehouse took what it was last asked for")
 RETRY_SECONDS: Final = 1.0
 """Between two attempts while the warehouse is away: its restart takes seconds, and a reconnect costs little."""
@@ -48,13 +59,56 @@ class PositionGone(FatalKafkaError):
     """The warehouse's position was removed or set back under a running loader."""
 
 
+class Backend(Protocol):
+    """A way into the warehouse: Warehouse (files and COPY) or Streaming (channels). All but pack raise Away."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the positions held are those of a session that is still open, as far as is known."""
+
+    def positions(self, topics: Collection[str]) -> list[Position]: ...
+
+    def start(self, position: Position) -> None: ...
+
+    def pack(self, tables: Mapping[str, pa.Table]) -> Any:
+        """The rows as ``land`` takes them. Asks nobody."""
+
+    def land(self, name: str, packed: Any, moves: Sequence[tuple[Position, int]]) -> None:
+        """Make the rows appear and move each position, once whatever happens. Raises Moved."""
+
+    def close(self) -> None: ...
+
+
+class Range(NamedTuple):
+    """The records of one partition in a flush."""
+
+    slot: Slot
+    begins: int
+    """where the flush before it ended, or the position held"""
+    first: int
+    following: int
+    """the last one's successor"""
+    appended_ms: int
+    """when the broker appended the last one"""
+    rejected: int
+
+
+class Load(NamedTuple):
+    """A flush that is ready to land."""
+
+    ranges: Sequence[Range]
+    packed: Any
+    counts: dict[str, int]
+    """rows by table"""
+
+
 class Rows:
     """Lands batches of records; an Effect of marketflow_common.kafka.sink."""
 
     def __init__(
         self,
         kafka: KafkaSettings,
-        warehouse: Warehouse,
+        warehouse: Backend,
         broker: Broker,
         health: Health,
         patience: float,
@@ -63,6 +117,7 @@ class Rows:
         self._kafka, self._warehouse, self._broker = kafka, warehouse, broker
         self._health, self._patience, self._step = health, patience, step
         self._held: dict[Slot, Position] = {}
+        self._ready: dict[Slot, int] = {}  # where the last prepared flush ends
 
     # --- assignment ----------------------------------------------------------------------------------
 
@@ -95,7 +150,10 @@ class Rows:
 
     def closed(self, slot: Slot) -> None:
         """Somebody else may load the partition from now on."""
-        self._held.pop(slot, None)
+        self._ready.pop(slot, None)
+        if self._held.pop(slot, None) is not None:
+            with suppress(KeyError):  # nothing has landed yet
+                THROUGH.remove(slot.topic, str(slot.partition))
 
     def _open(self, slot: Slot) -> Position:
         topic = self._kafka.topic(slot.topic)
@@ -136,20 +194,32 @@ class Rows:
 
     # --- work ----------------------------------------------------------------------------------------
 
-    def write(self, batches: Batches) -> Mapping[Slot, Mapping[str, int]]:
-        """Land every record of the batches that has not landed. Raises Retry while that cannot be done."""
+    def prepare(self, batches: Batches) -> Callable[[], Marks]:
+        """Read the records' bytes into files; the result lands them. Raises Retry while the broker does not answer.
+
+        Nothing here asks the warehouse: it is done while the flush before this one is loaded there.
+        """
         begun = time.monotonic()
+        try:
+            self._same_topics(batches)
+        except NoAnswer as error:
+            raise Retry(str(error), RETRY_SECONDS) from error
+        load = self._load(batches)
+        self._ready.update((one.slot, one.following) for one in load.ranges)
+        return partial(self._write, batches, load, begun)
+
+    def _write(self, batches: Batches, load: Load, begun: float) -> Marks:
+        """Land every record of the batches that has not landed. Raises Retry while that cannot be done."""
         try:
             if not self._warehouse.connected:
                 self._read_again(batches)
-            self._same_topics(batches)
             try:
-                landed = self._land(batches)
+                landed = self._land(batches, load)
             except Moved as moved:
                 _log.warning("position_moved", detail=str(moved), remedy="reading the positions, landing the rest")
                 self._read_again(batches)
-                landed = self._land(batches)
-        except (Away, NoAnswer) as error:
+                landed = self._land(batches, load)
+        except Away as error:
             self._up(False, str(error))
             raise Retry(str(error), RETRY_SECONDS) from error
         except Moved as error:
@@ -157,12 +227,12 @@ class Rows:
         self._up(True)
         FLUSH_SECONDS.observe(time.monotonic() - begun)
         _log.info("landed", rows=landed, seconds=round(time.monotonic() - begun, 3))
+        self._step("landed")
         return {}
 
-    def _land(self, batches: Batches) -> dict[str, int]:
-        """One transaction. Returns the number of rows by table."""
-        landing = Landing(clock.now_us())
-        moves, ranges = [], []
+    def _load(self, batches: Batches) -> Load:
+        """The rows of all records beyond the positions held, as the backend takes them."""
+        landing, ranges = Landing(clock.now_us()), list[Range]()
         for slot, messages in batches.items():
             held = self._held[slot]
             # All are fresh but after somebody else has landed some of them; in order they are in any case.
@@ -170,36 +240,44 @@ class Rows:
             fresh = [m for m in messages if _offset(m) >= held.next_offset] if late else messages
             if not fresh:
                 continue
-            rejected = landing.add(self._rows(slot, held.place, fresh))
-            if rejected:
-                metrics.UNREADABLE.labels(slot.topic).inc(rejected)
+            rejected = 0
+            for start in range(0, len(fresh), client.CHUNK):
+                rejected += landing.take(columns_of(slot, held.place, fresh[start : start + client.CHUNK]))
             # Markers of transactions leave holes in the offsets: the next one is the last one's successor, and
             # the first one is not always the position held.
-            moves.append((held, _offset(fresh[-1]) + 1))
-            ranges.append((slot, fresh))
-        if not moves:
-            return {}
-        tables = landing.tables()
-        for name, rows in tables.items():
-            if name == REJECTS:
-                _log.error("rejected", rows=rows.num_rows, first=rows.slice(0, 1).to_pylist()[0])
-        self._warehouse.land(_file_name(moves), tables, moves)
-        for (slot, fresh), (held, following) in zip(ranges, moves, strict=True):
-            self._held[slot] = held._replace(next_offset=following)
+            first, ready = _offset(fresh[0]), self._ready.get(slot, 0)
+            begins = ready if held.next_offset < ready <= first else held.next_offset
             appended_ms = fresh[-1].timestamp()[1]
-            BEHIND_SECONDS.labels(slot.topic).set(max(0.0, clock.now_ms() - appended_ms) / 1_000)
+            ranges.append(Range(slot, begins, first, _offset(fresh[-1]) + 1, appended_ms, rejected))
+        tables = landing.tables()
+        if REJECTS in tables:
+            rows = tables[REJECTS]
+            _log.error("rejected", rows=rows.num_rows, first=rows.slice(0, 1).to_pylist()[0])
         counts = {name: rows.num_rows for name, rows in tables.items()}
-        for name, count in counts.items():
+        return Load(ranges, self._warehouse.pack(tables), counts)
+
+    def _land(self, batches: Batches, load: Load) -> dict[str, int]:
+        """One transaction. Returns the number of rows by table."""
+        if any(self._held[one.slot].next_offset > one.first for one in load.ranges):
+            load = self._load(batches)  # somebody else has landed some of them meanwhile
+        if any(self._held[one.slot].next_offset < one.begins for one in load.ranges):
+            raise Retry("the flush before this one has not landed", 0)
+        if not load.ranges:
+            return {}
+        moves = [(self._held[one.slot], one.following) for one in load.ranges]
+        self._warehouse.land(_file_name(moves), load.packed, moves)
+        for one, (held, following) in zip(load.ranges, moves, strict=True):
+            self._held[one.slot] = held._replace(next_offset=following)
+            topic = one.slot.topic
+            BEHIND_SECONDS.labels(topic).set(max(0.0, clock.now_ms() - one.appended_ms) / 1_000)
+            THROUGH.labels(topic, str(one.slot.partition)).set(one.appended_ms / 1_000)
+            if one.rejected:
+                metrics.UNREADABLE.labels(topic).inc(one.rejected)
+        for name, count in load.counts.items():
             ROWS_LANDED.labels(name).inc(count)
             FILES_LANDED.labels(name).inc()
-        return counts
-
-    def _rows(self, slot: Slot, place: Place, messages: Sequence[Message]) -> list[Row]:
-        topic, (name, topic_id, partition) = slot.topic, place
-        return [
-            Row(topic, name, topic_id, partition, m.offset(), m.timestamp()[1], m.key(), m.value())  # type: ignore[arg-type]
-            for m in messages
-        ]
+        LAST_FLUSH.set_to_current_time()
+        return load.counts
 
     def _same_topics(self, batches: Batches) -> None:
         """The records at hand are of the topics whose ids are held.
@@ -232,6 +310,21 @@ class Rows:
     def _up(self, up: bool, reason: str = "") -> None:
         WAREHOUSE_UP.set(up)
         self._health.ready(up, reason)
+
+
+def columns_of(slot: Slot, place: Place, messages: Sequence[Message]) -> Records:
+    """Records of a slot, in order, as Landing takes them."""
+    return Records(
+        slot.topic,
+        *place,
+        list(map(_OFFSET, messages)),
+        [message.timestamp()[1] for message in messages],
+        list(map(_KEY, messages)),
+        list(map(_VALUE, messages)),
+    )
+
+
+_OFFSET, _KEY, _VALUE = methodcaller("offset"), methodcaller("key"), methodcaller("value")
 
 
 def _offset(message: Message) -> int:

@@ -13,13 +13,14 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import snowflake.connector
 from marketflow_common import service
 from marketflow_common.settings import InvalidSettings, SnowflakeSettings, load
 from snowflake.connector.errors import Error
 
-__all__ = ["SchemaError", "apply", "main", "schema_text"]
+__all__ = ["SchemaError", "apply", "declared", "ensure", "main", "schema_text"]
 
 FILE = "snowflake-schema.sql"
 DECLARED = "MARKETFLOW"
@@ -47,13 +48,60 @@ def for_database(text: str, database: str) -> str:
     )
 
 
+def declared(text: str) -> set[str]:
+    """``SCHEMA.TABLE.COLUMN`` of every column in the declaration."""
+    found = set()
+    for table, body in re.findall(r"^CREATE TABLE IF NOT EXISTS ([A-Z_.]+) \(\n(.*?)^\);", text, re.M | re.S):
+        found |= {
+            f"{table}.{column}" for column in re.findall(r"^    ([A-Z_0-9]+) [A-Z]", body, re.M) if column != "PRIMARY"
+        }
+    return found
+
+
 def apply(settings: SnowflakeSettings, text: str, timeout: float) -> int:
     """Apply the declaration; returns the number of statements. Waits up to ``timeout`` s for the warehouse."""
+    with closing(_connected(settings, timeout)) as connection:
+        return _run(connection, settings, text)
+
+
+def ensure(settings: SnowflakeSettings, text: str, timeout: float) -> int:
+    """apply(), unless every table is there with its columns: then a role that may create nothing will do.
+
+    Returns the number of statements that were run. Raises SchemaError where a table stays behind its declaration.
+    """
+    with closing(_connected(settings, timeout)) as connection:
+        if not _missing(connection, settings, text):
+            return 0
+        count = _run(connection, settings, text)
+        missing = sorted(_missing(connection, settings, text))
+    if missing:
+        raise SchemaError(
+            f"{settings.database} has a table of another version, without {', '.join(missing[:5])}, and a table that "
+            "is there stays as it is; add what is missing with ALTER TABLE ... ADD COLUMN, or rename the table"
+        )
+    return count
+
+
+def _missing(connection: Any, settings: SnowflakeSettings, text: str) -> set[str]:
+    """Declared columns that this role does not see."""
+    try:
+        rows = (
+            connection.cursor()
+            .execute(
+                f"SELECT TABLE_SCHEMA, TABLE_NAME, COLUMN_NAME FROM {settings.database}.INFORMATION_SCHEMA.COLUMNS"
+            )
+            .fetchall()
+        )
+    except Error:  # no such database, or none that it may use
+        rows = []
+    return declared(text) - {f"{schema}.{table}.{column}" for schema, table, column in rows}
+
+
+def _connected(settings: SnowflakeSettings, timeout: float) -> Any:
     deadline = time.monotonic() + timeout
     while True:
         try:
-            connection = snowflake.connector.connect(**settings.connect_arguments("schema", database=False))
-            break
+            return snowflake.connector.connect(**settings.connect_arguments("schema", database=False))
         except Error as error:
             if time.monotonic() > deadline:
                 where = f"{settings.protocol}://{settings.host}:{settings.port}" if settings.host else settings.account
@@ -62,14 +110,16 @@ def apply(settings: SnowflakeSettings, text: str, timeout: float) -> int:
                     "start it, or check MARKETFLOW_SNOWFLAKE_*"
                 ) from None
             time.sleep(_RETRY_SECONDS)
-    with closing(connection):
-        try:
-            return len(list(connection.execute_string(for_database(text, settings.database), remove_comments=True)))
-        except Error as error:
-            raise SchemaError(
-                f"the warehouse refused the schema: {_first_line(error)}; the role needs CREATE DATABASE and what "
-                "loader/README.md grants"
-            ) from None
+
+
+def _run(connection: Any, settings: SnowflakeSettings, text: str) -> int:
+    try:
+        return len(list(connection.execute_string(for_database(text, settings.database), remove_comments=True)))
+    except Error as error:
+        raise SchemaError(
+            f"the warehouse refused the schema: {_first_line(error)}; the role needs CREATE DATABASE, as SYSADMIN "
+            "has it: see loader/README.md"
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:
@@ -88,14 +138,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("snowflake.connector").setLevel(logging.CRITICAL)  # the error below says it in one line
     try:
         settings = load(SnowflakeSettings)
-        count = apply(settings, schema_text(options.file), options.timeout)
+        count = ensure(settings, schema_text(options.file), options.timeout)
     except InvalidSettings as error:
         print(f"schema: {error}", file=sys.stderr)  # noqa: T201
         return service.EXIT_CONFIG
     except SchemaError as error:
         print(f"schema: {error}", file=sys.stderr)  # noqa: T201
         return service.EXIT_UNAVAILABLE
-    print(f"schema: {settings.database} has everything ({count} statements)")  # noqa: T201
+    done = f"({count} statements)" if count else "already"
+    print(f"schema: {settings.database} has everything {done}")  # noqa: T201
     return 0
 
 

@@ -18,7 +18,7 @@ from marketflow_common import logs
 from marketflow_common.settings import SnowflakeSettings
 from snowflake.connector.errors import Error
 
-__all__ = ["Away", "Moved", "Place", "Position", "Step", "Warehouse", "nothing"]
+__all__ = ["Away", "File", "Moved", "Place", "Position", "Step", "Warehouse", "nothing"]
 
 STAGE = "RAW.LANDING"
 _log = logs.get("warehouse")
@@ -51,6 +51,14 @@ class Position(NamedTuple):
 
     place: Place
     next_offset: int
+
+
+class File(NamedTuple):
+    """A table's rows as a Parquet file, in memory."""
+
+    table: str
+    data: bytes
+    rows: int
 
 
 class Warehouse:
@@ -93,16 +101,22 @@ class Warehouse:
             (*place, position.next_offset, *place),
         )
 
-    def land(self, name: str, tables: Mapping[str, pa.Table], moves: Sequence[tuple[Position, int]]) -> None:
-        """Make the tables' rows appear and move each position to its new offset, all or nothing.
+    def pack(self, tables: Mapping[str, pa.Table]) -> list[File]:
+        """A Parquet file of each table, with decimals as DECIMAL(38,18), for ``land``. Asks nobody."""
+        files = []
+        for table, rows in tables.items():
+            files.append(File(table, parquet(rows), rows.num_rows))
+            self._step("parquet_written")
+        return files
+
+    def land(self, name: str, files: Sequence[File], moves: Sequence[tuple[Position, int]]) -> None:
+        """Make the files' rows appear and move each position to its new offset, all or nothing.
 
         ``name`` names the files and is used once only. Raises Moved if a position is not where ``moves`` says
         (nothing is written then), Away if the outcome is unknown: read the positions again to learn it.
         """
         try:
-            paths = {}
-            for table, rows in tables.items():
-                paths[table] = self._put(f"{table.lower().replace('.', '/')}/{name}.parquet", rows)
+            paths = [self._put(f"{file.table.lower().replace('.', '/')}/{name}.parquet", file) for file in files]
             self._step("put")
             cursor = self._session().cursor()
             cursor.execute("BEGIN")
@@ -113,8 +127,8 @@ class Warehouse:
                 cursor.execute("ROLLBACK")
                 raise Moved(f"{cursor.rowcount} of {len(moves)} positions were where this loader left them")
             self._step("compared")
-            for table, path in paths.items():
-                self._copy(cursor, table, path, tables[table].num_rows)
+            for file, path in zip(files, paths, strict=True):
+                self._copy(cursor, file, path)
             self._step("copied")
             cursor.execute("COMMIT")
             self._step("committed")
@@ -122,31 +136,26 @@ class Warehouse:
             self.close()
             raise Away(_first_line(error)) from error
 
-    def _put(self, path: str, rows: pa.Table) -> str:
-        """Upload rows as a Parquet file, from memory: nothing is left on this machine's disk."""
-        data = io.BytesIO()
-        pq.write_table(rows, data, compression="zstd", compression_level=1, use_dictionary=_REPEATING)
-        data.seek(0)
-        self._step("parquet_written")
-        folder, _, file = path.rpartition("/")
+    def _put(self, path: str, file: File) -> str:
+        """Upload a file, from memory: nothing is left on this machine's disk."""
+        folder, _, name = path.rpartition("/")
         cursor = self._session().cursor()
         # The file's name is given by the URL; its bytes come from the stream.
-        cursor.execute(f"PUT file://{file} @{STAGE}/{folder} AUTO_COMPRESS=FALSE OVERWRITE=TRUE", file_stream=data)
+        cursor.execute(
+            f"PUT file://{name} @{STAGE}/{folder} AUTO_COMPRESS=FALSE OVERWRITE=TRUE", file_stream=io.BytesIO(file.data)
+        )
         return path
 
-    def _copy(self, cursor: Any, table: str, path: str, expected: int) -> None:
+    def _copy(self, cursor: Any, file: File, path: str) -> None:
         # FORCE: whether the file was loaded before is no question, its name is new; the load history is bypassed.
         # PURGE: the file goes once it is loaded. A rolled back flush puts its rows again under another name.
-        cursor.execute(
-            f"COPY INTO {table} FROM @{STAGE}/{path} FILE_FORMAT=(TYPE=PARQUET USE_LOGICAL_TYPE=TRUE) "
-            "MATCH_BY_COLUMN_NAME=CASE_INSENSITIVE FORCE=TRUE PURGE=TRUE"
-        )
+        cursor.execute(copy_statement(file.table, path))
         names = [column.name.lower() for column in cursor.description]
         at = names.index("rows_loaded") if "rows_loaded" in names else None
         loaded = sum(int(row[at]) for row in cursor.fetchall()) if at is not None else 0
-        if loaded != expected:
+        if loaded != file.rows:
             cursor.execute("ROLLBACK")
-            raise Away(f"COPY INTO {table} loaded {loaded} rows of {expected} in {path}; nothing was committed")
+            raise Away(f"COPY INTO {file.table} loaded {loaded} rows of {file.rows} in {path}; nothing was committed")
 
     def _ask(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         try:
@@ -157,13 +166,33 @@ class Warehouse:
 
     def _session(self) -> Any:
         if self._connection is None:
-            self._connection = snowflake.connector.connect(**self._settings.connect_arguments("loader"))
+            # The connector cancels a statement that takes too long, but goes on waiting for its answer, by default for
+            # a minute: from a warehouse that stands still none comes.
+            limit = self._settings.network_timeout + 1
+            self._connection = snowflake.connector.connect(
+                **self._settings.connect_arguments("loader"), socket_timeout=limit
+            )
             _log.info("connected", account=self._settings.account, database=self._settings.database)
         return self._connection
 
 
 _REPEATING = ["KAFKA_TOPIC", "KAFKA_TOPIC_ID", "SOURCE", "SYMBOL", "EVENT_TYPE", "INTERVAL", "ACCOUNT"]
 """Columns that are worth a dictionary; the others hardly repeat."""
+
+
+def parquet(rows: pa.Table) -> bytes:
+    """A table's rows as a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows.combine_chunks(), sink, compression="zstd", compression_level=1, use_dictionary=_REPEATING)
+    return bytes(sink.getvalue())
+
+
+def copy_statement(table: str, path: str) -> str:
+    """The COPY of a staged file into its table, columns by their names."""
+    return (
+        f"COPY INTO {table} FROM @{STAGE}/{path} FILE_FORMAT=(TYPE=PARQUET USE_LOGICAL_TYPE=TRUE) "
+        "MATCH_BY_COLUMN_NAME=CASE_INSENSITIVE FORCE=TRUE PURGE=TRUE"
+    )
 
 
 def compare_and_set(moves: Sequence[tuple[Position, int]]) -> tuple[str, tuple[Any, ...]]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import signal
+import socket
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -38,13 +41,89 @@ def shared_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Progr
     warehouse.stop()
 
 
-@pytest.fixture
-def own_warehouse(tmp_path: Path) -> Iterator[Program]:
-    """A warehouse to break."""
-    warehouse = begin_warehouse(tmp_path / "warehouse")
-    yield warehouse.wait_for("/health")
+@pytest.fixture(scope="session")
+def fragile_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """One warehouse for all tests that break it: they run one after the other, and mend it."""
+    warehouse = begin_warehouse(tmp_path_factory.mktemp("fragile") / "data")
+    yield warehouse
     if warehouse.process.poll() is None:
         warehouse.kill()
+
+
+@pytest.fixture
+def own_warehouse(fragile_warehouse: Program) -> Program:
+    """A warehouse to break, in any state that it was left in by the test before."""
+    if fragile_warehouse.process.poll() is not None:
+        fragile_warehouse.launch()
+    fragile_warehouse.signal(signal.SIGCONT)
+    return fragile_warehouse.wait_for("/health")
+
+
+class Cable:
+    """Carries bytes to the warehouse; told so, it breaks once the next request has taken effect there."""
+
+    def __init__(self, port: int) -> None:
+        self._to, self._breaking, self.broken = port, False, False
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._server.getsockname()[1])
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def break_at_the_next_answer(self) -> None:
+        self._breaking = True
+
+    def mend(self) -> None:
+        self._breaking = self.broken = False
+
+    def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self._thread.join(10)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._server.accept()
+                threading.Thread(target=self._carry, args=(near,), daemon=True).start()
+
+    def _carry(self, near: socket.socket) -> None:
+        with near, suppress(OSError):
+            if self.broken:
+                return
+            with socket.create_connection(("127.0.0.1", self._to)) as far:
+                threading.Thread(target=self._answers, args=(near, far), daemon=True).start()
+                while data := near.recv(65_536):
+                    far.sendall(data)
+
+    def _answers(self, near: socket.socket, far: socket.socket) -> None:
+        with suppress(OSError):
+            while data := far.recv(65_536):
+                if self._breaking or self.broken:
+                    self.broken = True
+                    break
+                near.sendall(data)
+        # Whoever waits for an answer is told that there will be none.
+        with suppress(OSError):
+            near.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def lay_cable() -> Iterator[Callable[[Program], Cable]]:
+    """``lay_cable(warehouse)`` lays one."""
+    laid: list[Cable] = []
+
+    def lay(warehouse: Program) -> Cable:
+        laid.append(Cable(warehouse.port))
+        return laid[-1]
+
+    yield lay
+    for cable in laid:
+        cable.close()
+
+
+@pytest.fixture
+def cable(shared_warehouse: Program, lay_cable: Callable[[Program], Cable]) -> Cable:
+    return lay_cable(shared_warehouse)
 
 
 def settings_for(warehouse: Program) -> SnowflakeSettings:
@@ -130,6 +209,12 @@ def candle_of(partition: int, number: int) -> Candle:
         f"S{partition}", "1m", number * 60_000_000, number * 60_000_000 + 59_999_999, one, one, one, one, one, one, 1,
         zero, zero, number, number, ((number, number), (number + 2, number + 3)), 1,
     )  # fmt: skip
+
+
+@pytest.fixture
+def candle() -> Callable[[int, int], Candle]:
+    """``candle(partition, number)``: the minute of that number."""
+    return candle_of
 
 
 @pytest.fixture

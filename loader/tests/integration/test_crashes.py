@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from marketflow_common import topics as names
-from marketflow_stack.testing import eventually
+from marketflow_common.kafka.source import Publisher
+from marketflow_common.settings import KafkaSettings
+from marketflow_stack.kafka import KafkaBroker
+from marketflow_stack.testing import CreatedTopics, eventually, free_port, read_all
+from marketflow_stack.topics import ensure_topics
 
 pytestmark = [pytest.mark.broker]
 Published = Callable[..., list[tuple[str, int, int]]]
-STEPS = ("parquet_written", "put", "begun", "compared", "copied", "committed")
+STEPS = ("parquet_written", "put", "begun", "compared", "copied", "committed", "landed")
+"""of a flush; what comes after the last one is the commit to Kafka"""
 
 
 @pytest.fixture
@@ -78,7 +83,13 @@ def test_a_loader_that_wakes_up_after_another_took_over_lands_nothing_twice(
     all_landed(tables)
 
 
-def test_a_warehouse_that_dies_in_mid_transaction_is_waited_for(
+def shown(loader: Any, metric: str, at_least: float) -> bool:
+    found = loader.metric(metric)
+    assert found >= at_least, f"{metric} is {found}"
+    return True
+
+
+def test_a_warehouse_that_dies_in_mid_transaction_is_waited_for_with_a_bounded_number_of_records(
     own_warehouse: Any,
     own_tables: Any,
     start_loader: Callable[..., Any],
@@ -88,16 +99,46 @@ def test_a_warehouse_that_dies_in_mid_transaction_is_waited_for(
 ) -> None:
     feed(1, 100)
     told = tmp_path / "frozen"
-    loader = start_loader(own_tables, "--freeze-at", "copied", "--tell", str(told))
+    loader = start_loader(own_tables, "--freeze-at", "copied", "--tell", str(told), LOADER_FLUSH_ROWS="50")
     eventually(told.exists, timeout=120)
     own_warehouse.kill()
     loader.signal(signal.SIGCONT)
     eventually(lambda: loader.health().get("ready") is False, timeout=120)
-    feed(101, 200)
+    feed(101, 300)
     eventually(lambda: "outside_away" in loader.log.read_text(), timeout=120)
+    # Nothing more is fetched, what waits is counted, and how stale the tables are is told and grows.
+    eventually(lambda: loader.metric("fetching_paused") == 1, timeout=120)
+    assert 50 <= loader.metric("records_waiting") <= 150
+    eventually(lambda: shown(loader, "consumer_lag_records{", at_least=700), timeout=60)
+    assert loader.metric("warehouse_up") == 0
+    stale = loader.metric('oldest_waiting_seconds{topic="ohlcv_raw"')
+    eventually(lambda: shown(loader, 'oldest_waiting_seconds{topic="ohlcv_raw"', at_least=stale + 0.1), timeout=60)
     own_warehouse.launch().wait_for("/health")
     all_landed(own_tables)
+    eventually(lambda: loader.metric("records_waiting") == 0 == loader.metric("fetching_paused"), timeout=120)
     assert loader.wait_ready().stop() == 0
+
+
+def test_a_commit_that_is_carried_out_long_after_its_client_gave_up_is_found_and_not_repeated(
+    own_warehouse: Any,
+    own_tables: Any,
+    start_loader: Callable[..., Any],
+    feed: Callable[..., None],
+    all_landed: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    feed(1, 100)
+    told = tmp_path / "frozen"
+    loader = start_loader(own_tables, "--freeze-at", "copied", "--tell", str(told), SNOWFLAKE_NETWORK_TIMEOUT="2")
+    eventually(told.exists, timeout=120)
+    own_warehouse.signal(signal.SIGSTOP)
+    loader.signal(signal.SIGCONT)
+    feed(101, 200)
+    eventually(lambda: "outside_away" in loader.log.read_text(), timeout=120)
+    own_warehouse.signal(signal.SIGCONT)
+    all_landed(own_tables)
+    assert loader.wait_ready().stop() == 0
+    all_landed(own_tables)
 
 
 def test_a_loader_waits_for_a_warehouse_that_is_not_there_yet(
@@ -115,3 +156,50 @@ def test_a_loader_waits_for_a_warehouse_that_is_not_there_yet(
     own_warehouse.launch().wait_for("/health")
     all_landed(own_tables)
     assert loader.wait_ready().stop() == 0
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path, topics: CreatedTopics) -> Iterator[KafkaBroker]:
+    """A broker to break, with topics of the same names as the test's."""
+    broker = KafkaBroker(tmp_path / "kafka", free_port(), free_port())
+    broker.prepare()
+    broker.start()
+    ensure_topics(broker.bootstrap, topics.specs, prefix=topics.prefix)
+    yield broker
+    broker.kill()
+
+
+def test_a_broker_that_dies_before_the_commit_to_it_is_waited_for(
+    own_broker: KafkaBroker,
+    tables: Any,
+    start_loader: Callable[..., Any],
+    topics: CreatedTopics,
+    trade: Any,
+    tmp_path: Path,
+) -> None:
+    kafka = KafkaSettings(bootstrap_servers=own_broker.bootstrap, topic_prefix=topics.prefix)
+
+    def feed(first: int, last: int) -> None:
+        for partition in range(3):
+            publisher = Publisher(kafka, f"test-{first}", names.OHLCV_RAW, partition)
+            publisher.open()
+            publisher.publish([trade(partition, number) for number in range(first, last + 1)])
+            publisher.close()
+
+    feed(1, 50)
+    told = tmp_path / "frozen"
+    loader = start_loader(
+        tables, "--freeze-at", "copied", "--tell", str(told), KAFKA_BOOTSTRAP_SERVERS=own_broker.bootstrap
+    )
+    eventually(told.exists, timeout=120)
+    own_broker.kill()
+    loader.signal(signal.SIGCONT)
+    # It lands what it has, and cannot tell the broker.
+    eventually(lambda: len(tables.offsets("RAW.TRADES")) >= 1, timeout=120)
+    own_broker.start()
+    feed(51, 80)
+    eventually(lambda: len(tables.offsets("RAW.TRADES")) >= 240, timeout=180)
+    assert loader.wait_ready().stop() == 0
+    records = read_all(own_broker.bootstrap, topics[names.OHLCV_RAW])
+    expected = [(topics[names.OHLCV_RAW], record.partition(), record.offset()) for record in records]
+    assert tables.offsets("RAW.TRADES") == sorted(expected)

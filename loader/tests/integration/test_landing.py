@@ -140,3 +140,46 @@ def test_records_deleted_before_they_landed_stop_the_loader(
     assert again.wait() == service.EXIT_UNAVAILABLE
     assert "records were deleted before they were read" in again.log.read_text()
     assert tables.offsets("RAW.TRADES") == before
+
+
+def test_a_topic_made_anew_under_a_running_loader_stops_it_with_nothing_of_the_new_one_landed(
+    tables: Any, start_loader: Callable[..., Any], feed: Callable[..., None], kafka: Any, trade: Any
+) -> None:
+    feed(1, 20)
+    loader = start_loader(tables).wait_ready()
+    eventually(lambda: len(tables.offsets("RAW.TRADES")) >= 60, timeout=120)
+    before = tables.offsets("RAW.TRADES")
+    remake(kafka, names.OHLCV_RAW)
+    # More than the former one had, so that the loader's position is an offset of the new one too.
+    plain = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    for number in range(1, 301):
+        plain.produce(kafka.topic(names.OHLCV_RAW), codec.encode(trade(0, number)), partition=number % 3)
+    assert plain.flush(30) == 0
+    assert loader.wait() == service.EXIT_UNAVAILABLE
+    said = loader.log.read_text()
+    assert "made anew while it was read" in said or "nothing was reset" in said
+    assert tables.offsets("RAW.TRADES") == before
+
+
+def test_records_deleted_behind_a_loader_that_could_not_fetch_them_stop_it(
+    own_warehouse: Any,
+    own_tables: Any,
+    start_loader: Callable[..., Any],
+    feed: Callable[..., None],
+    kafka: Any,
+) -> None:
+    """The retention of a topic has run out while the warehouse was away."""
+    feed(1, 20)
+    loader = start_loader(own_tables, LOADER_FLUSH_ROWS="20").wait_ready()
+    eventually(lambda: len(own_tables.offsets("RAW.TRADES")) >= 60, timeout=120)
+    own_warehouse.kill()
+    feed(21, 200)
+    eventually(lambda: loader.metric("fetching_paused") == 1, timeout=120)
+    admin, topic = AdminClient({"bootstrap.servers": kafka.bootstrap_servers}), kafka.topic(names.OHLCV_RAW)
+    for future in admin.delete_records([TopicPartition(topic, partition, 180) for partition in range(3)]).values():
+        future.result()
+    own_warehouse.launch().wait_for("/health")
+    assert loader.wait() == service.EXIT_UNAVAILABLE
+    assert "cannot_go_on" in loader.log.read_text()
+    # What it had fetched may have landed; of what was not deleted nothing has, for that would hide the hole.
+    assert max(offset for _, _, offset in own_tables.offsets("RAW.TRADES")) < 180

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -14,18 +12,26 @@ from marketflow_common import codec, topics
 from marketflow_common.events import Gap
 from marketflow_loader import schema
 from marketflow_loader.tables import Landing, Row
-from marketflow_loader.warehouse import Away, Moved, Place, Position, Warehouse
+from marketflow_loader.warehouse import Away, File, Moved, Place, Position, Warehouse, parquet
 
 PLACE = Place("ohlcv_raw", "id-1", 0)
 
 
-def rows_of(first: int, last: int, make: Any) -> dict[str, pa.Table]:
+def tables_of(first: int, last: int, make: Any) -> dict[str, pa.Table]:
     landing = Landing(1)
     landing.add(
         Row(topics.OHLCV_RAW, *PLACE, offset, 1_000, b"S", codec.encode(make(0, offset + 1)))
         for offset in range(first, last + 1)
     )
     return landing.tables()
+
+
+def rows_of(first: int, last: int, make: Any) -> list[File]:
+    return pack(tables_of(first, last, make))
+
+
+def pack(tables: dict[str, pa.Table]) -> list[File]:
+    return [File(name, parquet(rows), rows.num_rows) for name, rows in tables.items()]
 
 
 @pytest.fixture
@@ -104,74 +110,21 @@ def test_a_table_that_refuses_its_rows_keeps_all_others_back(tables: Any, wareho
     landing = Landing(1)
     gap = Gap("test", "S0", 1, 2, "lost", True)
     landing.add([Row(topics.OHLCV_RAW, *PLACE, 5, 1, b"S", codec.encode(gap))])
-    both = rows_of(0, 4, trade) | landing.tables()
+    both = tables_of(0, 4, trade) | landing.tables()
     feed = both["RAW.FEED_EVENTS"]
     refused = feed.set_column(feed.schema.get_field_index("SYMBOL"), "SYMBOL", pa.array([None], pa.string()))
     with pytest.raises(Away, match="SYMBOL"):
-        warehouse.land("one", both | {"RAW.FEED_EVENTS": refused}, [(Position(PLACE, 0), 6)])
+        warehouse.land("one", pack(both | {"RAW.FEED_EVENTS": refused}), [(Position(PLACE, 0), 6)])
     assert landed(tables) == []
     assert warehouse.positions([PLACE.topic]) == [Position(PLACE, 0)]
-    warehouse.land("two", both, [(Position(PLACE, 0), 6)])
+    warehouse.land("two", pack(both), [(Position(PLACE, 0), 6)])
     assert landed(tables) == [0, 1, 2, 3, 4]
     assert [offset for _, _, offset in tables.offsets("RAW.FEED_EVENTS")] == [5]
 
 
-class Cable:
-    """Carries bytes to the warehouse; told so, it breaks once the next request has taken effect there."""
-
-    def __init__(self, port: int) -> None:
-        self._to, self._breaking, self.broken = port, False, False
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._server.getsockname()[1])
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
-
-    def break_at_the_next_answer(self) -> None:
-        self._breaking = True
-
-    def mend(self) -> None:
-        self._breaking = self.broken = False
-
-    def close(self) -> None:
-        self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        self._thread.join(10)
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self._server.accept()
-                threading.Thread(target=self._carry, args=(near,), daemon=True).start()
-
-    def _carry(self, near: socket.socket) -> None:
-        with near, suppress(OSError):
-            if self.broken:
-                return
-            with socket.create_connection(("127.0.0.1", self._to)) as far:
-                threading.Thread(target=self._answers, args=(near, far), daemon=True).start()
-                while data := near.recv(65_536):
-                    far.sendall(data)
-
-    def _answers(self, near: socket.socket, far: socket.socket) -> None:
-        with suppress(OSError):
-            while data := far.recv(65_536):
-                if self._breaking or self.broken:
-                    self.broken = True
-                    near.shutdown(socket.SHUT_RDWR)
-                    return
-                near.sendall(data)
-
-
-@pytest.fixture
-def cable(shared_warehouse: Any) -> Iterator[Cable]:
-    found = Cable(shared_warehouse.port)
-    yield found
-    found.close()
-
-
 # The connector's own thread that cancels a statement after its timeout fails like the statement does.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_the_position_tells_after_the_answer_to_commit_was_lost(tables: Any, cable: Cable, trade: Any) -> None:
+def test_the_position_tells_after_the_answer_to_commit_was_lost(tables: Any, cable: Any, trade: Any) -> None:
     def step(name: str) -> None:
         if name == "copied":
             cable.break_at_the_next_answer()

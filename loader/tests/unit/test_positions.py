@@ -17,6 +17,7 @@ from marketflow_common.settings import KafkaSettings
 from marketflow_loader.broker import NoAnswer
 from marketflow_loader.effect import PositionGone, Rows, TopicMadeAnew
 from marketflow_loader.warehouse import Away, Moved, Place, Position, compare_and_set
+from prometheus_client import REGISTRY
 
 RAW = Slot("ohlcv_raw", 0)
 PLACE = Place("ohlcv_raw", "id-1", 0)
@@ -59,7 +60,10 @@ class Memory:
     def start(self, position: Position) -> None:
         self.held.setdefault(position.place, position.next_offset)
 
-    def land(self, name: str, tables: Mapping[str, pa.Table], moves: Sequence[tuple[Position, int]]) -> None:
+    def pack(self, tables: Mapping[str, pa.Table]) -> list[int]:
+        return [offset for table in tables.values() for offset in table["KAFKA_OFFSET"].to_pylist()]
+
+    def land(self, name: str, packed: list[int], moves: Sequence[tuple[Position, int]]) -> None:
         fail, self.fail = self.fail, ""
         if fail == "before":
             self.connected = False
@@ -68,8 +72,7 @@ class Memory:
             raise Moved("somebody else")
         for held, following in moves:
             self.held[held.place] = following
-        for table in tables.values():
-            self.landed += table["KAFKA_OFFSET"].to_pylist()
+        self.landed += packed
         if fail == "answer lost":
             self.connected = False
             raise Away("the connection broke")
@@ -110,6 +113,11 @@ def batch(*offsets: int) -> Any:
     return {RAW: [Message(offset) for offset in offsets]}
 
 
+def write(rows: Any, batches: Any) -> None:
+    """As the sink does it when nothing else is under way."""
+    rows.prepare(batches)()
+
+
 def test_a_new_partition_starts_at_its_oldest_record(rows: Any, memory: Memory, broker: Broker) -> None:
     broker.first = 17
     assert rows.opened(RAW, Committed(-1, {})) == 17
@@ -126,23 +134,67 @@ def test_holes_in_the_offsets_are_passed_over_and_the_position_is_the_last_recor
     rows: Any, memory: Memory
 ) -> None:
     rows.opened(RAW, Committed(-1, {}))
-    rows.write(batch(2, 3, 7))
+    write(rows, batch(2, 3, 7))
     assert (memory.landed, memory.held) == ([2, 3, 7], {PLACE: 8})
 
 
 def test_what_another_loader_has_landed_is_not_landed_again(rows: Any, memory: Memory) -> None:
     rows.opened(RAW, Committed(-1, {}))
     memory.held[PLACE] = 3
-    rows.write(batch(0, 1, 2, 3, 4))
+    write(rows, batch(0, 1, 2, 3, 4))
     assert (memory.landed, memory.held) == ([3, 4], {PLACE: 5})
-    rows.write(batch(4, 5))
+    write(rows, batch(4, 5))
     assert memory.landed == [3, 4, 5]
+
+
+def test_a_flush_made_ready_ahead_lands_after_the_one_before_it_and_never_in_its_place(
+    rows: Any, memory: Memory
+) -> None:
+    rows.opened(RAW, Committed(-1, {}))
+    first, second = rows.prepare(batch(0, 1)), rows.prepare(batch(3, 4))
+    with pytest.raises(Retry, match="the flush before this one has not landed"):
+        second()
+    assert (memory.landed, memory.held) == ([], {PLACE: 0})
+    first()
+    second()
+    assert (memory.landed, memory.held) == ([0, 1, 3, 4], {PLACE: 5})
+
+
+def test_what_another_loader_lands_after_a_flush_was_made_ready_is_left_out_of_it(rows: Any, memory: Memory) -> None:
+    rows.opened(RAW, Committed(-1, {}))
+    ready = rows.prepare(batch(0, 1, 2, 3))
+    memory.held[PLACE] = 2
+    ready()
+    assert (memory.landed, memory.held) == ([2, 3], {PLACE: 4})
+
+
+def test_flushes_that_failed_are_made_ready_again_as_one(rows: Any, memory: Memory) -> None:
+    rows.opened(RAW, Committed(-1, {}))
+    first = rows.prepare(batch(0, 1))
+    rows.prepare(batch(2, 3))
+    memory.fail = "answer lost"
+    with pytest.raises(Retry):
+        first()
+    write(rows, batch(0, 1, 2, 3, 4))
+    assert (memory.landed, memory.held) == ([0, 1, 2, 3, 4], {PLACE: 5})
+
+
+def test_freshness_is_told_by_the_append_time_of_the_last_landed_record_until_the_partition_is_given_up(
+    rows: Any, memory: Memory
+) -> None:
+    labels = {"topic": RAW.topic, "partition": str(RAW.partition)}
+    rows.opened(RAW, Committed(-1, {}))
+    write(rows, batch(0, 1))
+    assert REGISTRY.get_sample_value("landed_through_timestamp_seconds", labels) == 1.0
+    assert (REGISTRY.get_sample_value("last_flush_timestamp_seconds") or 0) > 0
+    rows.closed(RAW)
+    assert REGISTRY.get_sample_value("landed_through_timestamp_seconds", labels) is None
 
 
 def test_nothing_is_written_when_all_of_it_is_there(rows: Any, memory: Memory) -> None:
     rows.opened(RAW, Committed(-1, {}))
     memory.held[PLACE] = 3
-    rows.write(batch(0, 1, 2))
+    write(rows, batch(0, 1, 2))
     assert (memory.landed, memory.held) == ([], {PLACE: 3})
 
 
@@ -153,10 +205,10 @@ def test_an_unknown_outcome_is_settled_by_reading_the_position(
     rows.opened(RAW, Committed(-1, {}))
     memory.fail = fail
     with pytest.raises(Retry):
-        rows.write(batch(0, 1))
+        write(rows, batch(0, 1))
     assert memory.landed == after_first
     assert rows.health.state()["ready"] is False
-    rows.write(batch(0, 1, 2))
+    write(rows, batch(0, 1, 2))
     assert memory.landed == [0, 1, 2]
     assert rows.health.state()["ready"] is True
 
@@ -173,7 +225,7 @@ def test_a_topic_made_anew_under_a_running_loader_lands_nothing(rows: Any, memor
     rows.opened(RAW, Committed(-1, {}))
     broker.id = "id-2"
     with pytest.raises(TopicMadeAnew):
-        rows.write(batch(0, 1))
+        write(rows, batch(0, 1))
     assert memory.landed == []
 
 
@@ -181,9 +233,9 @@ def test_an_unknown_topic_id_is_waited_for(rows: Any, memory: Memory, broker: Br
     rows.opened(RAW, Committed(-1, {}))
     broker.id = ""
     with pytest.raises(Retry):
-        rows.write(batch(0))
+        write(rows, batch(0))
     broker.id = "id-1"
-    rows.write(batch(0))
+    write(rows, batch(0))
     assert memory.landed == [0]
 
 
@@ -192,13 +244,13 @@ def test_a_position_that_was_taken_away_or_set_back_stops_the_loader(
     rows: Any, memory: Memory, now: int | None
 ) -> None:
     rows.opened(RAW, Committed(-1, {}))
-    rows.write(batch(0, 1, 2))
+    write(rows, batch(0, 1, 2))
     del memory.held[PLACE]
     if now is not None:
         memory.held[PLACE] = now
     memory.connected = False
     with pytest.raises(PositionGone, match=r"was 3 and is (gone|back at 1)"):
-        rows.write(batch(3))
+        write(rows, batch(3))
 
 
 def test_a_partition_that_cannot_be_opened_in_time_makes_the_loader_leave(rows: Any, memory: Memory) -> None:

@@ -26,7 +26,7 @@ from marketflow_common.events import (
     TradingStateChanged,
     Watermark,
 )
-from marketflow_loader.tables import COORDINATES, REJECTS, TABLES, Landing, Row, table_of
+from marketflow_loader.tables import COORDINATES, REJECTS, TABLES, Landing, Records, Row, table_of
 
 SQL_TYPES = {
     pa.decimal128(38, 18): "NUMBER(38,18)",
@@ -67,7 +67,7 @@ def test_the_schema_file_declares_exactly_the_columns_that_land(pytestconfig: py
         assert tables.pop(table.name) == start | columns, table.name
     reasons = {"REASON": ("VARCHAR", True), "KEY_BASE64": ("VARCHAR", False), "VALUE_BASE64": ("VARCHAR", False)}
     assert tables.pop(REJECTS) == start | reasons
-    assert list(tables) == ["RAW.LOAD_OFFSETS"]
+    assert list(tables) == ["RAW.LOAD_OFFSETS", "RAW.TRADES_BACKFILL"]
 
 
 def test_every_event_of_every_topic_has_a_table() -> None:
@@ -192,3 +192,78 @@ def test_a_number_that_no_column_holds_becomes_a_reject_and_the_others_land(fiel
 def test_a_table_of_rejects_alone_makes_no_empty_table() -> None:
     bad = codec.encode(TRADE).replace(b'"trade_id":7', b'"trade_id":99999999999999999999')
     assert list(landed(topics.OHLCV_RAW, bad)) == [REJECTS]
+
+
+def records(topic: str, values: list[bytes | None]) -> Records:
+    keys: list[bytes | None] = [b"key"] * len(values)
+    places = range(len(values))
+    return Records(
+        topic, f"x-{topic}", "topic-id", 1, list(places), [1_723_075_200_123 + i for i in places], keys, values
+    )
+
+
+def taken(topic: str, values: list[bytes | None]) -> dict[str, pa.Table]:
+    landing = Landing(42)
+    landing.take(records(topic, values))
+    return landing.tables()
+
+
+def one_by_one(topic: str, values: list[bytes | None], monkeypatch: pytest.MonkeyPatch) -> dict[str, pa.Table]:
+    """The same by the decoder of single records, which knows each number as a Decimal."""
+    with monkeypatch.context() as patch:
+        patch.setattr(codec, "decode_wire", lambda _: None)
+        return taken(topic, values)
+
+
+@given(st.data())
+def test_trades_read_as_a_batch_land_as_those_read_one_by_one(data: st.DataObject) -> None:
+    number = st.decimals(allow_nan=False, allow_infinity=False, places=18, min_value=0, max_value=10**20 - 1)
+    short = st.decimals(allow_nan=False, allow_infinity=False, places=8, min_value=0, max_value=10**11)
+    trades = data.draw(
+        st.lists(
+            st.builds(
+                Trade, st.text(max_size=3), st.sampled_from(["ETHUSDT", "é"]), st.integers(0, 2**63 - 1),
+                number | short, number | short, st.booleans(), st.integers(0, 10**17), st.integers(0, 10**17),
+            ),
+            min_size=1,
+            max_size=20,
+        )
+    )  # fmt: skip
+    values: list[bytes | None] = [codec.encode(trade) for trade in trades]
+    with pytest.MonkeyPatch.context() as patch:
+        assert taken(topics.OHLCV_RAW, values) == one_by_one(topics.OHLCV_RAW, values, patch)
+    prices = taken(topics.OHLCV_RAW, values)["RAW.TRADES"]["PRICE"].to_pylist()
+    assert prices == [trade.price for trade in trades]
+
+
+def test_a_batch_of_mixed_records_lands_as_those_read_one_by_one_each_with_its_coordinates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gap = codec.encode(Gap("test", "S", 14, 15, "not in time", True))
+    values: list[bytes | None] = [codec.encode(TRADE), gap, codec.encode(TRADE), gap]
+    found = taken(topics.OHLCV_RAW, values)
+    assert found == one_by_one(topics.OHLCV_RAW, values, monkeypatch)
+    assert found["RAW.TRADES"]["KAFKA_OFFSET"].to_pylist() == [0, 2]
+    assert found["RAW.FEED_EVENTS"]["KAFKA_OFFSET"].to_pylist() == [1, 3]
+    times = [moment.isoformat() for moment in found["RAW.FEED_EVENTS"]["KAFKA_APPENDED_AT"].to_pylist()]
+    assert times == ["2024-08-08T00:00:00.124000+00:00", "2024-08-08T00:00:00.126000+00:00"]
+
+
+@pytest.mark.parametrize(
+    "price", ["-1.5", "1E+3", "1e3", '"1"', "NaN", "", " 1", "1.", ".5", "1" * 21, "0." + "1" * 19, "1_0", "+1", "٣"]
+)
+def test_a_batch_with_an_unusual_number_lands_as_its_records_do_one_by_one(
+    price: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = codec.encode(TRADE)
+    odd = good.replace(b'"price":"2683.80000000"', f'"price":"{price}"'.encode())
+    assert odd != good
+    assert taken(topics.OHLCV_RAW, [good, odd, good]) == one_by_one(topics.OHLCV_RAW, [good, odd, good], monkeypatch)
+
+
+def test_what_no_column_holds_is_counted_among_the_rejects_of_a_batch() -> None:
+    bad = codec.encode(TRADE).replace(b'"traded_at":1723075200000001', b'"traded_at":-1')
+    landing = Landing(42)
+    assert landing.take(records(topics.OHLCV_RAW, [codec.encode(TRADE), bad, b"\xff", None])) == 3
+    assert {name: table.num_rows for name, table in landing.tables().items()} == {"RAW.TRADES": 1, REJECTS: 3}
+    assert landing.tables() == {}

@@ -14,11 +14,14 @@ __all__ = [
     "LATENCY_BUCKETS",
     "MESSAGES_IN",
     "MESSAGES_OUT",
+    "OLDEST_WAITING",
     "OWNED_PARTITIONS",
+    "PAUSED",
     "READY",
     "REOPENED",
     "TRANSACTION_SECONDS",
     "UNREADABLE",
+    "WAITING",
 ]
 
 LATENCY_BUCKETS: Final = (
@@ -44,6 +47,11 @@ MESSAGES_IN: Final = Counter("messages_in_total", "Records or stream messages ta
 MESSAGES_OUT: Final = Counter("messages_out_total", "Records published or messages delivered", ["topic"])
 UNREADABLE: Final = Counter("records_unreadable_total", "Records that could not be read and were skipped", ["topic"])
 LAG: Final = Gauge("consumer_lag_records", "Records behind the end of the partition", ["topic", "partition"])
+WAITING: Final = Gauge("records_waiting", "Records taken in whose effect is still to come")
+OLDEST_WAITING: Final = Gauge(
+    "oldest_waiting_seconds", "Age of the oldest of them, by the broker's append time; 0 if there is none", ["topic"]
+)
+PAUSED: Final = Gauge("fetching_paused", "1 while so many records wait that no more are fetched")
 READY: Final = Gauge("service_ready", "1 while /readyz answers 200")
 OWNED_PARTITIONS: Final = Gauge("owned_partitions", "Partitions that this process works on now")
 REOPENED: Final = Counter(

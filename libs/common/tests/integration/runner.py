@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,16 @@ class Lines:
         return {}
 
 
+class Staged:
+    """As Lines, in two parts: what is made ready ahead is written later by another thread."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.opened, self.closed, self._lines = lines.opened, lines.closed, lines
+
+    def prepare(self, batches: Batches) -> Callable[[], Mapping[Slot, Mapping[str, int]]]:
+        return partial(self._lines.write, batches)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("loop", choices=["transform", "sink"])
@@ -148,6 +159,7 @@ def main() -> int:
     parser.add_argument("--file", type=Path)
     parser.add_argument("--from-file", action="store_true")
     parser.add_argument("--refuse", type=int, default=0)
+    parser.add_argument("--staged", action="store_true", help="a sink whose effect is made ready ahead")
     parser.add_argument("--away-while", type=Path, help="refuse as long as this file is there")
     a = parser.parse_args()
     logs.configure(a.loop, "INFO", "text")
@@ -167,7 +179,8 @@ def main() -> int:
                     batch=a.batch, step=MoveOn(a.moved_on_at) if a.moved_on_at else die,
                 ).run(stop)  # fmt: skip
             else:
-                effect = Lines(a.file, a.from_file, a.refuse, a.away_while, die)
+                lines = Lines(a.file, a.from_file, a.refuse, a.away_while, die)
+                effect = Staged(lines) if a.staged else lines
                 Sink(kafka, "lines", [topics.OHLCV_RAW, topics.OHLCV_AGG], effect, health, Limits(100, 10**6, 0.1)).run(
                     stop
                 )

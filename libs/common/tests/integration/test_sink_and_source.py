@@ -60,11 +60,12 @@ def test_with_its_position_in_kafka_it_repeats_at_most_what_was_in_flight_and_lo
     assert sum(_lines(file).values()) - len(expected) <= 100, "one flush holds at most 100 records"
 
 
+@pytest.mark.parametrize("kind", [(), ("--staged",)], ids=["plain", "staged"])
 def test_while_the_outside_is_away_records_wait_and_the_group_membership_stays(
-    start: Start, feed: Feed, topics: CreatedTopics, tmp_path: Path
+    kind: tuple[str, ...], start: Start, feed: Feed, topics: CreatedTopics, tmp_path: Path
 ) -> None:
     file = tmp_path / "out"
-    running = start("sink", "--file", str(file), "--refuse", "8").wait_ready()
+    running = start("sink", "--file", str(file), "--refuse", "8", *kind).wait_ready()
     feed(1, 400)
     expected = _expected(topics)
     eventually(lambda: len(_lines(file)) >= len(expected))
@@ -74,15 +75,16 @@ def test_while_the_outside_is_away_records_wait_and_the_group_membership_stays(
     assert running.log.read_text().count("assigned") == 1
 
 
+@pytest.mark.parametrize("kind", [(), ("--staged",)], ids=["plain", "staged"])
 def test_a_sink_that_was_full_when_it_lost_its_partitions_reads_on_when_it_has_them_back(
-    start: Start, feed: Feed, topics: CreatedTopics, tmp_path: Path
+    kind: tuple[str, ...], start: Start, feed: Feed, topics: CreatedTopics, tmp_path: Path
 ) -> None:
     file, away = tmp_path / "out", tmp_path / "away"
     away.touch()
     feed(1, 200)  # three partitions: more than the 100 records that a sink may hold
-    first = start("sink", "--file", str(file), "--away-while", str(away)).wait_ready()
+    first = start("sink", "--file", str(file), "--away-while", str(away), *kind).wait_ready()
     eventually(lambda: "outside_away" in first.log.read_text())
-    second = start("sink", "--file", str(file), "--away-while", str(away)).wait_ready()
+    second = start("sink", "--file", str(file), "--away-while", str(away), *kind).wait_ready()
     eventually(lambda: first.log.read_text().count(" assigned") == 2)
     assert second.stop(20) == 0
     eventually(lambda: first.log.read_text().count(" assigned") == 3)

@@ -1,4 +1,4 @@
-"""The command line `marketflow`: demo, up, status, logs, down, audit, command, reconcile, doctor.
+"""The command line `marketflow`; trace, backfill and rebuild are in warehouse_commands.py.
 
 Wiring only: reads settings and options, calls the parts, turns their outcome into an exit code. Every error is one
 line that names the thing and the remedy.
@@ -552,3 +552,7 @@ def doctor(as_json: AsJson = False, state: State = None) -> int:
 def main() -> None:
     """Entry of the console script."""
     app()
+
+
+# Adds trace, backfill and rebuild; it needs what is above.
+from . import warehouse_commands as _warehouse_commands  # noqa: E402, F401

@@ -44,6 +44,12 @@ class Stack:
         assert found["ok"] is (done.exit_code == 0)
         return done.exit_code, {check["name"]: check for check in found["checks"]}
 
+    def trace(self, order: str | int, *more: str) -> tuple[int, dict[str, Any]]:
+        """``marketflow trace --json``: its exit code, and the chain."""
+        done = CliRunner().invoke(app, ["trace", str(order), "--json", "--state", str(self.config.state), *more])
+        assert done.exit_code in (0, 1, 3), done.output
+        return done.exit_code, json.loads(done.stdout)
+
 
 def marketflow(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
     """The command line as a process of its own."""

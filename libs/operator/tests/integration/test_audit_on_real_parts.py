@@ -22,6 +22,7 @@ from marketflow_common.topics import OHLCV_AGG, OHLCV_RAW, ORDER_EVENTS, TRADING
 from marketflow_operator.audit.topics import TopicReader
 from marketflow_operator.cli import app
 from marketflow_operator.targets import local_warehouse, of_stack
+from marketflow_stack.processes import free_port
 from marketflow_stack.stack import SERVICES
 from marketflow_stack.testing import eventually
 from typer.testing import CliRunner
@@ -305,6 +306,109 @@ def test_a_fill_dropped_from_and_a_digit_changed_in_the_exchanges_ledger_are_nam
     assert (code, [check for check in checks.values() if not check["ok"]]) == (0, [])
 
 
+# --- lineage and rebuild ------------------------------------------------------------------------------
+
+
+def failing(chain: dict[str, Any]) -> dict[str, str]:
+    return {link["name"]: link["detail"] for link in chain["links"] if link["ok"] is not True}
+
+
+def filled(stack: Stack) -> list[events.OrderFilled]:
+    return [seen.event for seen in records(stack, events.OrderFilled, ORDER_EVENTS)]
+
+
+def test_every_fill_is_followed_back_to_its_trades(still: Stack) -> None:
+    for fill in filled(still):
+        code, chain = still.trace(fill.order_id)
+        assert (code, failing(chain), chain["unread"]) == (0, {}, [])
+        assert [link["name"] for link in chain["links"]][2:] == [
+            "order_fits_its_signal", "signal_fits_its_candle", "revisions_follow", "trades_are_there",
+            "trades_fold_to_the_candle", "rows_say_the_same",
+        ]  # fmt: skip
+        kinds = [record["event"]["type"] for record in chain["records"]]
+        assert kinds[: kinds.index("signal")][-1] == "order_intended"
+        candle = next(record["event"] for record in chain["records"] if record["event"]["type"] == "candle")
+        assert kinds.count("trade") == max(candle["trade_count"], 1)  # of a flat minute the trade before it
+        assert {(record["in_kafka"], record["row"]) for record in chain["records"]} == {(True, "landed")}
+        assert still.trace(fill.exchange_order_id, "--account", "main")[1] == chain
+    done = CliRunner().invoke(app, ["trace", fill.order_id, "--state", str(still.config.state)])
+    assert "The chain is whole: 8 of 8 links hold." in done.stdout
+    done = CliRunner().invoke(app, ["trace", f"{fill.order_id}x", "--state", str(still.config.state)])
+    assert done.exit_code == 2
+    assert f"there is no order '{fill.order_id}x'; did you mean {fill.order_id}" in done.output
+
+
+@contextmanager
+def without_row(stack: Stack, run: Callable[..., Any], record: dict[str, Any]) -> Iterator[str]:
+    """The row of a record of a chain is deleted, and put back as it was; its coordinates."""
+    table, spared = record["table"], spare(record["table"])
+    this = (
+        f"KAFKA_TOPIC = '{record['topic']}' AND KAFKA_PARTITION = {record['partition']} "
+        f"AND KAFKA_OFFSET = {record['offset']}"
+    )
+    run(f"CREATE TABLE {spared} AS SELECT * FROM {table} WHERE {this}")
+    run(f"DELETE FROM {table} WHERE {this}")
+    try:
+        yield f"{record['topic']}/{record['partition']}@{record['offset']}"
+    finally:
+        run(f"DELETE FROM {table} WHERE {this}")
+        run(f"INSERT INTO {table} SELECT * FROM {spared}")
+        run(f"DROP TABLE {spared}")
+
+
+def test_a_row_that_lacks_or_differs_breaks_the_chain_and_one_on_its_way_does_not(still: Stack) -> None:
+    order = filled(still)[0].order_id
+    whole = still.trace(order)[1]
+    with warehouse(still) as run:
+        for kind in ("order_filled", "signal", "candle", "trade"):
+            record = next(record for record in whole["records"] if record["event"]["type"] == kind)
+            with without_row(still, run, record) as where:
+                code, chain = still.trace(order)
+                assert (code, failing(chain)) == (1, {"rows_say_the_same": f"{where} is not in {record['table']}"})
+                run(f"INSERT INTO {record['table']} SELECT * FROM {spare(record['table'])}")
+                run(f"INSERT INTO {record['table']} SELECT * FROM {spare(record['table'])}")
+                assert f"{where}: it stands 2 times in" in failing(still.trace(order)[1])["rows_say_the_same"]
+        this = f"KAFKA_TOPIC = '{record['topic']}' AND KAFKA_PARTITION = {record['partition']}"
+        run(f"UPDATE RAW.TRADES SET QTY = QTY + 0.00000001 WHERE {this} AND KAFKA_OFFSET = {record['offset']}")
+        assert ": QTY " in failing(still.trace(order)[1])["rows_say_the_same"]
+        run(f"UPDATE RAW.TRADES SET QTY = QTY - 0.00000001 WHERE {this} AND KAFKA_OFFSET = {record['offset']}")
+        held = run(f"SELECT NEXT_OFFSET FROM RAW.LOAD_OFFSETS WHERE {this}")[0][0]
+        with without_row(still, run, record):
+            run(f"UPDATE RAW.LOAD_OFFSETS SET NEXT_OFFSET = {record['offset']} WHERE {this}")
+            code, chain = still.trace(order)
+            assert (code, failing(chain)) == (0, {})
+            assert "1 not yet" in chain["links"][-1]["detail"]
+            run(f"UPDATE RAW.LOAD_OFFSETS SET NEXT_OFFSET = {held} WHERE {this}")
+    assert still.trace(order) == (0, whole)
+
+
+def test_a_side_that_does_not_answer_is_told_and_the_other_still_shows_the_chain(still: Stack) -> None:
+    order = filled(still)[0].order_id
+    code, chain = still.trace(order, "--kafka", f"127.0.0.1:{free_port()}")
+    assert (code, failing(chain)) == (3, {})
+    assert {record["in_kafka"] for record in chain["records"]} == {False}
+    with stopped(still, "warehouse"):
+        code, chain = still.trace(order)
+    assert code == 3
+    assert list(failing(chain)) == ["rows_say_the_same"]
+    assert "no warehouse answers at" in chain["unread"][0]
+    assert {record["row"] for record in chain["records"]} == {"not asked"}
+
+
+def test_a_damaged_table_is_rebuilt_and_the_audit_holds_again(still: Stack, marketflow: Any) -> None:
+    partition = partition_of("ETHUSDT", 3)
+    with warehouse(still) as run:
+        run(f"DELETE FROM RAW.TRADES WHERE KAFKA_PARTITION = {partition} AND KAFKA_OFFSET > 20")
+        run("INSERT INTO RAW.TRADES SELECT * FROM RAW.TRADES WHERE KAFKA_OFFSET < 5")
+        run("UPDATE RAW.TRADES SET PRICE = PRICE + 1 WHERE KAFKA_OFFSET = 10")
+    assert "missing in RAW.TRADES" in wrong(still, "warehouse_rows_trades")
+    done = marketflow("rebuild", "RAW.TRADES", "--yes", "--state", str(still.config.state))
+    assert done.returncode == 0, done.stderr
+    assert "RAW.TRADES: " in done.stdout.splitlines()[-1]
+    code, checks = still.audit()
+    assert (code, [check for check in checks.values() if not check["ok"]]) == (0, [])
+
+
 # --- what cannot be reached --------------------------------------------------------------------------
 
 
@@ -318,6 +422,33 @@ def test_what_cannot_be_reached_is_not_checked_and_never_holds(still: Stack) -> 
 
 
 # --- the topics: what is said there cannot be unsaid, so these come last -------------------------------
+
+
+def test_z0_protections_and_flattens_are_followed_to_the_fill_and_the_command(still: Stack) -> None:
+    fill = next(one for one in filled(still) if one.side == "BUY" and still.trace(one.order_id)[0] == 0)
+    [entry] = records(still, events.OrderIntended, ORDER_EVENTS, order_id=fill.order_id)
+    name = f"protect:{fill.symbol}:{fill.fill_id}"
+    stop = {"order_id": f"mf-{name}-1s", "signal_id": name, "side": "SELL", "order_type": "LIMIT"}
+    amount = {"qty": fill.position_qty, "quote_qty": None, "price": fill.price}
+    say(still, ORDER_EVENTS, msgspec.structs.replace(entry.event, **stop, **amount))
+    code, chain = still.trace(stop["order_id"])
+    assert (code, failing(chain), chain["cause"]) == (0, {}, "protection")
+    assert (chain["entry"]["order_id"], failing(chain["entry"])) == (fill.order_id, {})
+    command = events.Command("c-1", "main", "flatten", "cli:test", 1, None, "")
+    say(still, TRADING_SIGNALS, command)
+    say(
+        still,
+        ORDER_EVENTS,
+        events.TradingStateChanged("main", "REDUCE_ONLY", "flatten", "operator:test", 1, "c-1", "flatten"),
+    )
+    sale = {"order_id": "mf-flat-1", "signal_id": f"command:c-1:{fill.symbol}", "side": "SELL"}
+    say(still, ORDER_EVENTS, msgspec.structs.replace(entry.event, **sale))
+    code, chain = still.trace("mf-flat-1")
+    assert (code, failing(chain), chain["cause"]) == (0, {}, "flatten")
+    assert [record["event"]["type"] for record in chain["records"]] == [
+        "order_intended", "trading_state_changed", "command"
+    ]  # fmt: skip
+    assert {record["row"] for record in chain["records"]} == {"not landed yet"}
 
 
 def test_z1_an_aborted_record_is_no_damage(still: Stack) -> None:
@@ -421,3 +552,21 @@ def test_zz_trades_deleted_from_the_topic_are_named(still: Stack) -> None:
         future.result(30)
     detail = wrong(still, "trades_once")
     assert "lost" in detail
+
+
+def test_zzz_what_kafka_has_no_more_is_told_by_its_rows_alone(still: Stack) -> None:
+    def trades(chain: dict[str, Any]) -> list[dict[str, Any]]:
+        return [record for record in chain["records"] if record["event"]["type"] == "trade"]
+
+    chains = [still.trace(one.order_id)[1] for one in filled(still)]
+    # Neither of those that the tests before have said again, nor of what they have deleted.
+    chain = next(c for c in chains if all(t["in_kafka"] and t["row"] == "landed" for t in trades(c)))
+    before = trades(chain)
+    end = TopicPartition(OHLCV_RAW, before[0]["partition"], max(trade["offset"] for trade in before) + 1)
+    admin = AdminClient({"bootstrap.servers": still.config.bootstrap})  # held until the answer is there
+    for future in admin.delete_records([end]).values():
+        future.result(30)
+    _, again = still.trace(chain["order_id"])
+    assert trades(again) == [trade | {"in_kafka": False} for trade in before]
+    assert failing(again) == failing(chain)
+    assert f"{len(before)} are known from their rows alone: Kafka has them no more" in again["links"][-1]["detail"]

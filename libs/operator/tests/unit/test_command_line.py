@@ -33,7 +33,10 @@ LINE += '"p":"2683.80000000","q":"0.01000000","T":1723161255611,"m":true,"M":tru
 def test_help_lists_the_commands_and_documents_the_exit_codes(run: Any) -> None:
     code, text = run("--help")
     assert code == 0
-    for name in ("demo", "up", "status", "logs", "down", "audit", "command", "reconcile", "doctor"):
+    for name in (
+        "demo", "up", "status", "logs", "down", "audit", "command", "reconcile", "doctor",
+        "trace", "backfill", "rebuild",
+    ):  # fmt: skip
         assert re.search(rf"^│ {name} ", text, re.MULTILINE)
     assert "Exit codes: 0 all is well" in " ".join(text.split())
 
@@ -132,7 +135,8 @@ def test_variables_of_every_part_are_let_pass_and_others_are_told() -> None:
     known = ["MARKETFLOW_EXECUTOR_MODE", "MARKETFLOW_DBT_TARGET", "MARKETFLOW_RECORDER_URL", "PATH", "MARKETFLOW_LOG_X"]
     assert strays(known) == ([], [])
     assert strays(["MARKETFLOW_HOME"]) == ([], ["MARKETFLOW_HOME"])
-    assert strays(["MARKETFLOW_LOADER_ZZ"], known_settings()) == ([("MARKETFLOW_LOADER_ZZ", "")], [])
+    strange = "MARKETFLOW_LOADER_ZZZZZZZZZZZZZZZZZZ"
+    assert strays([strange], known_settings()) == ([(strange, "")], [])
 
 
 def test_what_the_local_stack_sets_itself_is_told_without_its_value(

@@ -5,13 +5,7 @@ cache. Where that cannot be made, because the package index is out of reach, the
 """
 
 import asyncio
-import hashlib
 import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,45 +13,20 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from marketflow_stack.environments import environment_of
+from marketflow_stack.errors import StackError
 
 Start = Callable[..., Awaitable[Any]]
 CLIENTS = Path(__file__).parents[1] / "clients"
-UV = [sys.executable, "-m", "uv"]
 
 
 @pytest.fixture(scope="session")
 def python() -> Path:
     """The interpreter of the clients' environment."""
-    pins = (CLIENTS / "requirements.txt").read_bytes() + sys.version.encode()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "marketflow"
-    home = cache / f"clients-{hashlib.sha256(pins).hexdigest()[:12]}"
-    if not (home / "bin" / "python").exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix="clients-new-", dir=cache))
-        steps = (
-            [*UV, "venv", "-q", "--clear", "--python", sys.executable, str(new)],
-            [
-                *UV,
-                "pip",
-                "install",
-                "-q",
-                "--compile-bytecode",
-                "--python",
-                str(new / "bin" / "python"),
-                "-r",
-                "requirements.txt",
-            ],
-        )
-        for step in steps:
-            done = subprocess.run(step, cwd=CLIENTS, capture_output=True, text=True, timeout=300, check=False)
-            if done.returncode:
-                shutil.rmtree(new, ignore_errors=True)
-                pytest.skip(f"NOT RUN: ccxt and python-binance cannot be installed: {done.stderr.strip()[-300:]}")
-        try:
-            new.rename(home)
-        except OSError:  # another run was faster
-            shutil.rmtree(new, ignore_errors=True)
-    return home / "bin" / "python"
+    try:
+        return environment_of(CLIENTS / "requirements.txt", "clients") / "bin" / "python"
+    except StackError as error:
+        pytest.skip(f"NOT RUN: {error}")
 
 
 async def run(python: Path, script: str, *arguments: str) -> Any:

@@ -8,11 +8,14 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from marketflow_common import codec
 from marketflow_common import topics as names
 from marketflow_common.events import (
@@ -75,9 +78,26 @@ def candle_of(symbol: str, open_time: int, trades: Sequence[Trade], last: Trade,
     )  # fmt: skip
 
 
+def history_of(symbol: str, first: Trade, minutes: int) -> list[Trade]:
+    """What was traded in the minutes before a symbol's first trade, twenty a minute, id by id."""
+    count = 20 * minutes
+    start = START - minutes * MINUTE
+    return [
+        Trade(
+            "binance", symbol, first.trade_id - count + at, first.price + Decimal(at % 7) / 100,
+            Decimal(at + 1).scaleb(-8), at % 3 == 0, start + at * 3_000_000 + 123_000, 0,
+        )
+        for at in range(count)
+    ]  # fmt: skip
+
+
 def watermark_of(candle: Candle) -> Watermark:
     kline = Kline(**{name: getattr(candle, name) for name in Kline.__struct_fields__})
     return Watermark("test", candle.symbol, candle.close_time + 1, candle.last_trade_id, kline)
+
+
+def moment(micros: int) -> str:
+    return f"'{datetime.fromtimestamp(0, UTC) + timedelta(microseconds=micros)}'::TIMESTAMP_LTZ"
 
 
 class Market:
@@ -88,6 +108,8 @@ class Market:
     def __init__(self, tables: Any) -> None:
         self.tables = tables
         self.late: tuple[Trade, Candle] | None = None
+        self.trades: dict[str, list[Trade]] = {}
+        """Every trade of a symbol in order of its id, also what the stream does not have."""
         self.minutes: list[list[tuple[str, int, Sequence[Event]]]] = [[] for _ in range(7)]
         self.log: dict[tuple[str, int], list[Event]] = {}
         self._landed: dict[tuple[str, int], int] = {}
@@ -104,6 +126,20 @@ class Market:
                 self.publish(topic, partition, *events)
         self.land()
 
+    def history(self, symbol: str, minutes: int) -> list[Trade]:
+        return history_of(symbol, self.trades[symbol][0], minutes)
+
+    def backfill(self, file: str, trades: Sequence[Trade]) -> None:
+        """Load trades as a public dump has them: a line each, to the millisecond, without a receipt."""
+        self._appended += 1
+        landed = moment(self._appended * 1_000 + 900_000)
+        rows = ", ".join(
+            f"('binance', '{file}', {line}, {landed}, '{t.symbol}', {t.trade_id}, {t.price:f}, {t.qty:f}, "
+            f"{t.buyer_is_maker}, {moment(t.traded_at // 1_000 * 1_000)})"
+            for line, t in enumerate(trades, 1)
+        )
+        self.tables.ask(f"INSERT INTO RAW.TRADES_BACKFILL VALUES {rows}")
+
     def land(self) -> None:
         landing, moves = Landing(self._appended * 1_000 + 900_000), []
         for (topic, partition), events in self.log.items():
@@ -119,7 +155,7 @@ class Market:
             if rows:
                 moves.append((Position(place, begin), len(events)))
                 self._landed[topic, partition] = len(events)
-        self._warehouse.land(f"test-{self._appended}", landing.tables(), moves)
+        self._warehouse.land(f"test-{self._appended}", self._warehouse.pack(landing.tables()), moves)
 
     def close(self) -> None:
         self._warehouse.close()
@@ -186,6 +222,7 @@ def land(tables: Any, minutes: int = 7) -> Market:
     for partition, symbol in ((0, "ETHUSDT"), (1, "BTCUSDT")):
         counted = trades_of(symbol, partition + 1)
         waiting = counted[4][0]
+        found.trades[symbol] = sorted((t for trades in counted for t in trades), key=lambda t: t.trade_id)
         sent = [counted[0], [*counted[1], waiting], counted[2], counted[3], counted[4][1:], *counted[5:]]
         # For the minute without trades: the ids go on behind the trade that waits for its time, the price does not.
         last = replace(counted[1][-1], trade_id=waiting.trade_id)
@@ -246,17 +283,27 @@ for line in sys.stdin:
 
 
 class Dbt:
-    """``dbt`` in a process of its own, with its folders in the test's; one for all calls, as it takes long to start."""
+    """``dbt`` in a process of its own, with its folders in the test's; one for all calls, as it takes long to start.
+
+    Its environment serves both targets: `dev` takes the password that is not there, `prod` the key pair.
+    """
 
     def __init__(self, tables: Any, root: Path, folder: Path) -> None:
-        self._root, self._folder = root, folder
+        self._root, self._folder, self.target = root, folder, folder / "target"
+        key = rsa.generate_private_key(65_537, 2_048)
+        (folder / "dbt.p8").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("MARKETFLOW_", "DBT_"))
         }
         self._process = subprocess.Popen(
             [sys.executable, "-c", RUN_DBT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=environment | {
+                "MARKETFLOW_SNOWFLAKE_ACCOUNT": "local",
+                "MARKETFLOW_SNOWFLAKE_USER": "MARKETFLOW_DBT",
+                "MARKETFLOW_SNOWFLAKE_PRIVATE_KEY_FILE": str(folder / "dbt.p8"),
+                "MARKETFLOW_SNOWFLAKE_HOST": "127.0.0.1",
                 "MARKETFLOW_SNOWFLAKE_PORT": str(tables.settings.port),
+                "MARKETFLOW_SNOWFLAKE_PROTOCOL": "http",
                 "MARKETFLOW_SNOWFLAKE_DATABASE": tables.settings.database,
             },
         )  # fmt: skip
@@ -265,7 +312,7 @@ class Dbt:
         """Whether it succeeded, and what it said."""
         folders = {"project": "dbt", "profiles": "dbt"}
         places = [part for name, at in folders.items() for part in (f"--{name}-dir", str(self._root / at))]
-        places += ["--target-path", str(self._folder / "target"), "--log-path", str(self._folder / "logs")]
+        places += ["--target-path", str(self.target), "--log-path", str(self._folder / "logs")]
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([*arguments, *places]) + "\n")
@@ -276,6 +323,10 @@ class Dbt:
     def close(self) -> None:
         self._process.communicate(timeout=60)
 
+    def made(self, file: str) -> Any:
+        """What an artefact of the last call holds."""
+        return json.loads((self.target / file).read_text())
+
     def passes(self, *arguments: str) -> None:
         success, said = self(*arguments)
         assert success, said[-8_000:]
@@ -283,7 +334,7 @@ class Dbt:
     def failures(self, *arguments: str) -> set[str]:
         """Names of the tests that failed; an error is none of them."""
         _, said = self(*arguments)
-        results = json.loads((self._folder / "target" / "run_results.json").read_text())["results"]
+        results = self.made("run_results.json")["results"]
         assert {r["status"] for r in results} <= {"pass", "fail"}, said[-6_000:]
         return {self._name(r["unique_id"]) for r in results if r["status"] == "fail"}
 

@@ -41,6 +41,7 @@ __all__ = [
     "notifications_delivered",
     "notifications_repeated",
     "rejects_equal_unreadable",
+    "row_problems",
     "rows_landed",
     "told_of",
     "warehouse_rows",
@@ -166,14 +167,15 @@ def warehouse_values(evidence: Evidence, warehouse: Warehouse) -> list[Check]:
             if seen is None:
                 continue
             compared += 1
-            wrong = list(_row_problems(seen, row))
+            wrong = list(row_problems(seen, row))
             equal += not wrong
             if wrong:
                 offenders.append(f"{table} {where}: {', '.join(wrong)}")
     return [verdict("warehouse_values", compared, equal, offenders)]
 
 
-def _row_problems(seen: Seen, row: Row) -> Iterator[str]:
+def row_problems(seen: Seen, row: Row) -> Iterator[str]:
+    """What a landed row says otherwise than its record, in words."""
     fields = _columns(seen.event)
     for name in fields.keys() - row.keys():
         yield f"there is no column {name}"

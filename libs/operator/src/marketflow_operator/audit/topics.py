@@ -18,7 +18,7 @@ from marketflow_common.topics import ALL, OHLCV_RAW
 
 from .model import Seen, Where
 
-__all__ = ["CannotRead", "TopicReader", "answers"]
+__all__ = ["CannotRead", "TopicReader", "answers", "topic_ids"]
 
 PATIENCE: Final = 30.0
 """Seconds without a single record or end before reading is given up."""
@@ -56,7 +56,7 @@ class TopicReader:
                 self.whole = self.whole and (name != OHLCV_RAW or low == 0)
                 start.append(TopicPartition(kafka.topic(name), partition, low))
             self._consumer.assign(start)
-            self.topic_ids = _topic_ids(kafka)
+            self.topic_ids = topic_ids(kafka)
         except KafkaException as error:
             self._consumer.close()
             raise CannotRead(f"Kafka at {kafka.bootstrap_servers}: {error.args[0].str()}") from None
@@ -150,7 +150,8 @@ def answers(kafka: KafkaSettings) -> None:
     )
 
 
-def _topic_ids(kafka: KafkaSettings) -> dict[str, str]:
+def topic_ids(kafka: KafkaSettings) -> dict[str, str]:
+    """Kafka's id of each topic, by plain name. Raises KafkaException."""
     full = {kafka.topic(name): name for name in ALL}
     admin = client.admin(kafka)  # held until the answers are there
     asked = admin.describe_topics(TopicCollection(list(full)), request_timeout=10)
