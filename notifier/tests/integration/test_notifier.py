@@ -238,7 +238,8 @@ def test_a_text_that_is_refused_goes_out_in_short_form(recorder: Recorder, feed:
     for channel in CHANNELS:
         eventually(lambda: recorder.references(channel) == feed.due)  # noqa: B023
         assert recorder.texts(channel) == [f"order_rejected ETHUSDT {feed.due[0]}"]
-        assert notifier.metric(f'notifications_shortened_total{{channel="{channel}"}}') == 1
+        # Counted once the answer is there, which the recorder gives after it has recorded.
+        eventually(lambda: notifier.metric(f'notifications_shortened_total{{channel="{channel}"}}') == 1)  # noqa: B023
 
 
 @pytest.mark.parametrize("down", CHANNELS)

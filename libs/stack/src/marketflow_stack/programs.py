@@ -25,7 +25,7 @@ from marketflow_stack.forkserver import ForkServer
 from marketflow_stack.processes import free_port, kill_group, terminate
 from marketflow_stack.text import tail
 
-PATIENCE = 120.0
+PATIENCE = 240.0
 """Seconds for a program to get somewhere on a machine that is busy with other things; five when it is not."""
 _HTTP_SECONDS = 30.0
 
