@@ -108,7 +108,7 @@ audit: setup ## Compare exchange, topics, warehouse and notifications
 	@touch $@
 
 .PHONY: bench
-bench: setup .venv-bench/.ready ## How fast it is, beside yardsticks: BENCH='aggregator latency orders ingestor memory' REPORT=file.json RUNS=3 REPLAY=file
+bench: setup .venv-bench/.ready ## How fast it is, beside yardsticks: BENCH='aggregator latency orders ingestor loader memory' REPORT=file.json RUNS=3 REPLAY=file
 	@$(BIN)/python -m bench $(BENCH) $(if $(REPORT),--report '$(REPORT)') $(if $(RUNS),--runs '$(RUNS)') \
 		$(if $(REPLAY),--replay '$(REPLAY)') $(if $(TRADES),--trades '$(TRADES)')
 
