@@ -87,6 +87,7 @@ class SymbolSequence:
         self._firsts: dict[int, int] = {}
         self._gaps: list[IdRange] = []
         self._unproven = False  # since the last (re)connection nothing says that no trade is missing at the end
+        self._unproven_before = False  # so it was already when the last connection began
         self._resumed = False
         if tail is not None and tail.last_id >= 0:
             self._next = tail.last_id + 1
@@ -125,11 +126,13 @@ class SymbolSequence:
     def connected(self) -> None:
         """The stream begins (again) here: trades may be missing between the last one and the next."""
         if self._next >= 0 or self._held:
+            self._unproven_before = self._unproven
             self._unproven = self._resumed = self.unsettled = True
 
     def covered(self) -> None:
-        """After all nothing is missing before ``connected``: another connection has brought it."""
-        if self._unproven and self._next >= 0:
+        """After all nothing is missing before the last ``connected``: another connection has brought it, from its
+        own beginning on."""
+        if self._unproven and not self._unproven_before and self._next >= 0:
             self._proven_up_to(self.newest_id)
             self._advance()
 
@@ -280,6 +283,11 @@ class SymbolSequence:
                 ids = (first, end - 1) if kline.trade_count else (-1, -1)
                 self._watermark(replace(kline, first_trade_id=ids[0], last_trade_id=ids[1]), end - 1)
         self._asked, self._resumed = max(self._asked, need.end), False
+        if self._through < need.end:
+            # The stream may have lost the last trades along with their minutes' klines. A minute without trades
+            # must not cover that: it names no id.
+            self._unproven = True
+            self._minutes = [m if m.kline.trade_count else m._replace(last_id=None) for m in self._minutes]
         self._advance()
 
     def give_up(self, reason: str) -> Gap | None:

@@ -31,14 +31,15 @@ class Tail:
         self.pin: int | None = None
         """Offset of the oldest gap record seen that was not final."""
         self.ended = False
-        """The symbol's last record but watermarks is a closing gap."""
+        """The symbol's last record but watermarks is an empty gap: a closing one, or the one before its first trade."""
         self._seen: list[IdRange] = []
+        self._bare = -1  # what the empty gap ends with
         self._proven: int | None = None
 
     @property
     def last_id(self) -> int:
-        """Last id that was published or declared missing; -1: none."""
-        return self._seen[-1][1] if self._seen else -1
+        """Last id that was published or declared missing, or the one before the first that will be; -1: none."""
+        return self._seen[-1][1] if self._seen else self._bare
 
     @property
     def known(self) -> bool:
@@ -58,7 +59,8 @@ class Tail:
             minute = window_start(event.traded_at)
             self.firsts[minute] = min(self.firsts.get(minute, first), first)
         elif last < first:
-            self.ended = not self._seen
+            if not self._seen and not self.ended:
+                self.ended, self._bare = True, last
         else:
             missing = [(first, last)]
             for low, high in self._seen:  # whatever was published of it came later
@@ -122,8 +124,8 @@ def unpublished(events: Sequence[Event], last_ids: Mapping[str, int], tails: Map
                 rest.append(event)
         elif isinstance(event, Trade | Gap):
             first, end = ids_of(event)
-            if end < first:
-                if not tail.ended:
+            if end < first:  # stands for no id, so it is there if it comes last there, or ids behind it are
+                if not tail.ended and tail.last_id <= end:
                     rest.append(event)
             elif end > last[event.symbol]:
                 if first != last[event.symbol] + 1 and last[event.symbol] >= 0:
@@ -138,7 +140,7 @@ def unpublished(events: Sequence[Event], last_ids: Mapping[str, int], tails: Map
 
 
 def ids_of(event: Trade | Gap) -> IdRange:
-    """First and last id that a record stands for; a closing gap stands for none."""
+    """First and last id that a record stands for; an empty gap stands for none."""
     if isinstance(event, Trade):
         return event.trade_id, event.trade_id
     return event.first_trade_id, event.last_trade_id

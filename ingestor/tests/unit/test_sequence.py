@@ -252,6 +252,22 @@ def test_a_missed_minute_beside_a_gap_is_not_proven_by_its_count(
     nine = world([t.traded_at for t in exchange.trades[:19]]).kline(T0 + MINUTE, ids=False)
     assert nine.trade_count == 9  # as many as were published, but not the same ones
     sequence.closed(need, [nine])
+    assert marks(out) == [(1, 109)]
+    sequence.filled([], at_end=True)
+    assert marks(out) == [(1, 109), (3, 119)]
+
+
+def test_a_minute_without_trades_covers_missed_ones_only_once_rest_has_nothing_more(
+    sequence: SymbolSequence, exchange: Any, out: list[Event]
+) -> None:
+    for trade in exchange.trades[5:18]:
+        sequence.trade(trade)
+    sequence.minute(exchange.kline(T0))
+    sequence.minute(exchange.kline(T0 + 2 * MINUTE))  # lost with the minute before it: its last two trades
+    sequence.give_up("not in time")
+    assert marks(out) == [(1, 109)]
+    assert sequence.need() == Hole(118, None, False)
+    sequence.filled(exchange.trades[18:20], at_end=True)
     assert marks(out) == [(1, 109), (3, 119)]
 
 
@@ -421,3 +437,10 @@ def test_what_another_connection_has_covered_needs_no_proof(sequence: SymbolSequ
     sequence.covered()
     assert sequence.need() is None
     assert not sequence.unsettled
+
+
+def test_a_connection_covers_only_what_came_after_its_own_beginning(sequence: SymbolSequence, exchange: Any) -> None:
+    sequence.connected()  # after an outage
+    sequence.connected()  # the one that takes over
+    sequence.covered()
+    assert sequence.need() == Hole(exchange.trades[5].trade_id, None, False)
