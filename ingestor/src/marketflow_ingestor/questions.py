@@ -82,7 +82,7 @@ class Questions:
                     # But no symbol waits for minutes, for the sake of its first one, until its turn comes.
                     moved, problem = sequence.start_by_kline(), str(error)
                 except RestError as error:
-                    moved, problem = isinstance(need, Before) and sequence.start_by_kline(), str(error)
+                    moved, problem = False, str(error)
                 self._moved()
                 if moved:
                     pauses, moved_at = growing(0.1, 2.0), time.monotonic()
