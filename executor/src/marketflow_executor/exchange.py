@@ -154,8 +154,7 @@ class BinanceRest:
         """``strategy_id``: send the last trade that a signal has seen along, as the order's strategyId."""
         self._rest, self._strategy_id = rest, strategy_id
         self._instruments: dict[str, tuple[float, Instrument | None]] = {}
-        self._told: dict[str, dict[str, Any]] = {}  # entries of the last answer for all symbols
-        self._told_at = -math.inf
+        self._told: tuple[float, dict[str, dict[str, Any]]] = (-math.inf, {})  # the last answer for all, and when
 
     def close(self) -> None:
         """Close the connection."""
@@ -415,34 +414,38 @@ class BinanceRest:
         known = self._instruments.get(symbol)
         if known is not None and time.monotonic() - known[0] < _FRESH_S:
             return known[1]
-        if time.monotonic() - self._told_at >= _FRESH_S or symbol not in self._told:
+        at, told = self._told
+        if time.monotonic() - at >= _FRESH_S or symbol not in told:
             # The rules of all symbols weigh as much as those of one.
-            everything = len(self._instruments) >= _MANY and time.monotonic() - self._told_at >= _FRESH_S
+            everything = len(self._instruments) >= _MANY and time.monotonic() - at >= _FRESH_S
             of = {} if everything else {"symbol": symbol}
             reply = self._rest.send("GET", "/api/v3/exchangeInfo", of, signed=False)
-            if not isinstance(reply, Reply):
-                if known is not None:
-                    return known[1]  # Rules rarely change, and the exchange checks them itself.
-                raise Unavailable(f"no trading rules of {symbol}: {reply}")
-            if reply.code not in (0, _NO_SUCH_SYMBOL):
-                raise Unavailable(f"no trading rules of {symbol}: {reply.code} {reply.message}")
-            self._told.pop(symbol, None)
-            if not reply.code:
-                try:
-                    told = _ExchangeInfo.model_validate_json(reply.body)
-                    self._rest.budget.allow(told.rateLimits)
-                    infos = {info["symbol"]: info for info in told.symbols}
-                except (ValidationError, KeyError, TypeError, ValueError) as error:
-                    raise Unavailable(f"the trading rules of {symbol} cannot be read: {short(error)}") from error
-                self._told = infos if everything else self._told | infos
-                if everything:
-                    self._told_at = time.monotonic()
+            if not isinstance(reply, Reply) and known is not None:
+                return known[1]  # Rules rarely change, and the exchange checks them itself.
+            at, told = time.monotonic(), self._rules(reply, symbol)
+            if everything:
+                self._told = at, told
         try:
-            found = read_instrument(self._told[symbol]) if symbol in self._told else None
+            found = read_instrument(told[symbol]) if symbol in told else None
         except (NotANumber, KeyError, TypeError, ValueError) as error:
             raise Unavailable(f"the trading rules of {symbol} cannot be read: {short(error)}") from error
-        self._instruments[symbol] = (time.monotonic(), found)
+        self._instruments[symbol] = (at, found)
         return found
+
+    def _rules(self, reply: Reply | Unknown | Throttled, symbol: str) -> dict[str, dict[str, Any]]:
+        """The entries of an answer by symbol; none for a symbol that the exchange does not know."""
+        if not isinstance(reply, Reply):
+            raise Unavailable(f"no trading rules of {symbol}: {reply}")
+        if reply.code == _NO_SUCH_SYMBOL:
+            return {}
+        if reply.code:
+            raise Unavailable(f"no trading rules of {symbol}: {reply.code} {reply.message}")
+        try:
+            told = _ExchangeInfo.model_validate_json(reply.body)
+            self._rest.budget.allow(told.rateLimits)
+            return {info["symbol"]: info for info in told.symbols}
+        except (ValidationError, KeyError, TypeError, ValueError) as error:
+            raise Unavailable(f"the trading rules of {symbol} cannot be read: {short(error)}") from error
 
     def last_price(self, symbol: str) -> Decimal:
         """See Exchange."""
