@@ -41,7 +41,8 @@ def test_killed_while_finding_out_what_became_of_an_order(stage: Any, step: str,
 
 def test_a_leader_frozen_before_its_order_wakes_up_too_late_to_have_it_accepted(stage: Any) -> None:
     frozen = stage.start("posting", "freeze", "1")
-    standby = stage.start(leads=False)
+    # The standby has patience to spare: on a busy machine its own order must not come too late as well.
+    standby = stage.start(leads=False, recv_window_ms=30_000, rest_timeout_s=25)
     stage.wait(standby.stands_by)
     signal = stage.signal("BTCUSDT", "BUY")
     stage.wait(frozen.frozen)
