@@ -116,7 +116,9 @@ def _serve(starter: int) -> list[str]:
         if not request:
             raise SystemExit(0)
         read, write = os.pipe()
-        # Two forks: when the one between has ended, the program is a child of the starter.
+        adopted, adopt = os.pipe()
+        # Two forks: once the one between has ended and is reaped, the program is a child of the starter. It waits for
+        # that by reading from a pipe whose other end nobody holds then.
         between = os.fork()
         if between == 0:
             program = os.fork()
@@ -124,24 +126,21 @@ def _serve(starter: int) -> list[str]:
                 os.write(write, str(program).encode())
                 os._exit(0)
             server.close()
-            os.close(read)
-            os.close(write)
+            for descriptor in (read, write, adopt):
+                os.close(descriptor)
+            os.read(adopted, 1)
+            os.close(adopted)
             return _become(json.loads(request), descriptors[0], starter)
-        os.close(write)
-        for descriptor in descriptors:
-            os.close(descriptor)
         os.waitpid(between, 0)
         server.send(os.read(read, 32))
-        os.close(read)
+        for descriptor in (read, write, adopted, adopt, *descriptors):
+            os.close(descriptor)
 
 
 def _become(request: dict[str, Any], output: int, starter: int) -> list[str]:
     """Set up what a new process of the starter has of its own."""
-    while os.getppid() != starter:
-        if os.getppid() == 1:
-            os._exit(1)  # the starter has ended meanwhile
-        time.sleep(0.001)
     os.setsid()
+    # The starter may have ended meanwhile: then nobody would ever send the signal.
     if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != starter:
         os._exit(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

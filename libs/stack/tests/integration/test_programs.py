@@ -84,14 +84,14 @@ def test_a_program_is_started_as_the_interpreter_would(programs: Programs, tmp_p
 
 
 def test_a_program_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
-    sleeps, starts = tmp_path / "sleeps.py", tmp_path / "starts.py"
-    sleeps.write_text("import time; time.sleep(600)")
+    waits, starts = tmp_path / "waits.py", tmp_path / "starts.py"
+    waits.write_text("import signal; signal.pause()")
     starts.write_text(
-        "import os, sys, time\n"
+        "import os, signal, sys\n"
         "from marketflow_stack.forkserver import ForkServer\n"
         "out = open(os.devnull, 'wb')\n"
-        f"print(ForkServer().start([sys.executable, {str(sleeps)!r}], out, os.environ).pid, flush=True)\n"
-        "time.sleep(600)\n"
+        f"print(ForkServer().start([sys.executable, {str(waits)!r}], out, os.environ).pid, flush=True)\n"
+        "signal.pause()\n"
     )
     with subprocess.Popen([sys.executable, starts], stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
