@@ -58,19 +58,30 @@ def test_a_loader_killed_at_any_step_of_a_flush_lands_each_record_once(
     assert loader.stop() == 0
 
 
+@pytest.fixture
+def freeze(start_loader: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """Starts a loader and waits until it has stopped itself at a step; SIGCONT lets it go on."""
+
+    def start(tables: Any, step: str, **settings: object) -> Any:
+        told = tmp_path / "frozen"
+        loader = start_loader(tables, "--freeze-at", step, "--tell", str(told), **settings)
+        eventually(told.exists, timeout=120)
+        return loader
+
+    return start
+
+
 @pytest.mark.parametrize("step", ["put", "compared", "copied"])
 def test_a_loader_that_wakes_up_after_another_took_over_lands_nothing_twice(
     tables: Any,
     start_loader: Callable[..., Any],
+    freeze: Callable[..., Any],
     feed: Callable[..., None],
     all_landed: Callable[..., None],
-    tmp_path: Path,
     step: str,
 ) -> None:
     feed(1, 100)
-    told = tmp_path / "frozen"
-    frozen = start_loader(tables, "--freeze-at", step, "--tell", str(told))
-    eventually(told.exists, timeout=120)
+    frozen = freeze(tables, step)
     taking_over = start_loader(tables)
     all_landed(tables)
     frozen.signal(signal.SIGCONT)
@@ -92,15 +103,12 @@ def shown(loader: Any, metric: str, at_least: float) -> bool:
 def test_a_warehouse_that_dies_in_mid_transaction_is_waited_for_with_a_bounded_number_of_records(
     own_warehouse: Any,
     own_tables: Any,
-    start_loader: Callable[..., Any],
+    freeze: Callable[..., Any],
     feed: Callable[..., None],
     all_landed: Callable[..., None],
-    tmp_path: Path,
 ) -> None:
     feed(1, 100)
-    told = tmp_path / "frozen"
-    loader = start_loader(own_tables, "--freeze-at", "copied", "--tell", str(told), LOADER_FLUSH_ROWS="50")
-    eventually(told.exists, timeout=120)
+    loader = freeze(own_tables, "copied", LOADER_FLUSH_ROWS="50")
     own_warehouse.kill()
     loader.signal(signal.SIGCONT)
     eventually(lambda: loader.health().get("ready") is False, timeout=120)
@@ -122,15 +130,12 @@ def test_a_warehouse_that_dies_in_mid_transaction_is_waited_for_with_a_bounded_n
 def test_a_commit_that_is_carried_out_long_after_its_client_gave_up_is_found_and_not_repeated(
     own_warehouse: Any,
     own_tables: Any,
-    start_loader: Callable[..., Any],
+    freeze: Callable[..., Any],
     feed: Callable[..., None],
     all_landed: Callable[..., None],
-    tmp_path: Path,
 ) -> None:
     feed(1, 100)
-    told = tmp_path / "frozen"
-    loader = start_loader(own_tables, "--freeze-at", "copied", "--tell", str(told), SNOWFLAKE_NETWORK_TIMEOUT="2")
-    eventually(told.exists, timeout=120)
+    loader = freeze(own_tables, "copied", SNOWFLAKE_NETWORK_TIMEOUT="2")
     own_warehouse.signal(signal.SIGSTOP)
     loader.signal(signal.SIGCONT)
     feed(101, 200)
@@ -172,10 +177,9 @@ def own_broker(tmp_path: Path, topics: CreatedTopics) -> Iterator[KafkaBroker]:
 def test_a_broker_that_dies_before_the_commit_to_it_is_waited_for(
     own_broker: KafkaBroker,
     tables: Any,
-    start_loader: Callable[..., Any],
+    freeze: Callable[..., Any],
     topics: CreatedTopics,
     trade: Any,
-    tmp_path: Path,
 ) -> None:
     kafka = KafkaSettings(bootstrap_servers=own_broker.bootstrap, topic_prefix=topics.prefix)
 
@@ -187,11 +191,7 @@ def test_a_broker_that_dies_before_the_commit_to_it_is_waited_for(
             publisher.close()
 
     feed(1, 50)
-    told = tmp_path / "frozen"
-    loader = start_loader(
-        tables, "--freeze-at", "copied", "--tell", str(told), KAFKA_BOOTSTRAP_SERVERS=own_broker.bootstrap
-    )
-    eventually(told.exists, timeout=120)
+    loader = freeze(tables, "copied", KAFKA_BOOTSTRAP_SERVERS=own_broker.bootstrap)
     own_broker.kill()
     loader.signal(signal.SIGCONT)
     # It lands what it has, and cannot tell the broker.

@@ -19,6 +19,19 @@ pytestmark = [pytest.mark.broker]
 Published = Callable[..., list[tuple[str, int, int]]]
 
 
+@pytest.fixture
+def landed(start_loader: Callable[..., Any], feed: Callable[..., None]) -> Callable[..., Any]:
+    """Starts a loader and waits until the sixty trades of a small feed have landed."""
+
+    def start(tables: Any, **settings: object) -> Any:
+        feed(1, 20)
+        loader = start_loader(tables, **settings).wait_ready()
+        eventually(lambda: len(tables.offsets("RAW.TRADES")) >= 60, timeout=120)
+        return loader
+
+    return start
+
+
 def test_records_land_once_with_topic_partition_and_offset(
     tables: Any, start_loader: Callable[..., Any], feed: Callable[..., None], published: Published, kafka: Any
 ) -> None:
@@ -97,11 +110,9 @@ def remake(kafka: Any, name: str) -> None:
 
 
 def test_a_topic_made_anew_stops_the_loader_with_what_to_do(
-    tables: Any, start_loader: Callable[..., Any], feed: Callable[..., None], kafka: Any, trade: Any
+    tables: Any, landed: Callable[..., Any], start_loader: Callable[..., Any], kafka: Any, trade: Any
 ) -> None:
-    feed(1, 20)
-    loader = start_loader(tables).wait_ready()
-    eventually(lambda: len(tables.offsets("RAW.TRADES")) >= 60, timeout=120)
+    loader = landed(tables)
     before = tables.offsets("RAW.TRADES")
     assert loader.stop() == 0
     remake(kafka, names.OHLCV_RAW)
@@ -125,11 +136,9 @@ def test_a_topic_made_anew_stops_the_loader_with_what_to_do(
 
 
 def test_records_deleted_before_they_landed_stop_the_loader(
-    tables: Any, start_loader: Callable[..., Any], feed: Callable[..., None], kafka: Any
+    tables: Any, landed: Callable[..., Any], start_loader: Callable[..., Any], feed: Callable[..., None], kafka: Any
 ) -> None:
-    feed(1, 20)
-    loader = start_loader(tables).wait_ready()
-    eventually(lambda: len(tables.offsets("RAW.TRADES")) >= 60, timeout=120)
+    loader = landed(tables)
     assert loader.stop() == 0
     before = tables.offsets("RAW.TRADES")
     feed(21, 60)
@@ -143,11 +152,9 @@ def test_records_deleted_before_they_landed_stop_the_loader(
 
 
 def test_a_topic_made_anew_under_a_running_loader_stops_it_with_nothing_of_the_new_one_landed(
-    tables: Any, start_loader: Callable[..., Any], feed: Callable[..., None], kafka: Any, trade: Any
+    tables: Any, landed: Callable[..., Any], kafka: Any, trade: Any
 ) -> None:
-    feed(1, 20)
-    loader = start_loader(tables).wait_ready()
-    eventually(lambda: len(tables.offsets("RAW.TRADES")) >= 60, timeout=120)
+    loader = landed(tables)
     before = tables.offsets("RAW.TRADES")
     remake(kafka, names.OHLCV_RAW)
     # More than the former one had, so that the loader's position is an offset of the new one too.
@@ -164,14 +171,12 @@ def test_a_topic_made_anew_under_a_running_loader_stops_it_with_nothing_of_the_n
 def test_records_deleted_behind_a_loader_that_could_not_fetch_them_stop_it(
     own_warehouse: Any,
     own_tables: Any,
-    start_loader: Callable[..., Any],
+    landed: Callable[..., Any],
     feed: Callable[..., None],
     kafka: Any,
 ) -> None:
     """The retention of a topic has run out while the warehouse was away."""
-    feed(1, 20)
-    loader = start_loader(own_tables, LOADER_FLUSH_ROWS="20").wait_ready()
-    eventually(lambda: len(own_tables.offsets("RAW.TRADES")) >= 60, timeout=120)
+    loader = landed(own_tables, LOADER_FLUSH_ROWS="20")
     own_warehouse.kill()
     feed(21, 200)
     eventually(lambda: loader.metric("fetching_paused") == 1, timeout=120)
