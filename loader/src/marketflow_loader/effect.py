@@ -70,10 +70,10 @@ class Backend(Protocol):
 
     def start(self, position: Position) -> None: ...
 
-    def pack(self, tables: Mapping[str, pa.Table]) -> Any:
-        """The rows as ``land`` takes them. Asks nobody."""
+    def pack(self, name: str, tables: Mapping[str, pa.Table]) -> Any:
+        """The rows as ``land`` takes them; waits for nobody. ``name`` is used once."""
 
-    def land(self, name: str, packed: Any, moves: Sequence[tuple[Position, int]]) -> None:
+    def land(self, packed: Any, moves: Sequence[tuple[Position, int]]) -> None:
         """Make the rows appear and move each position, once whatever happens. Raises Moved."""
 
     def close(self) -> None: ...
@@ -254,7 +254,8 @@ class Rows:
             rows = tables[REJECTS]
             _log.error("rejected", rows=rows.num_rows, first=rows.slice(0, 1).to_pylist()[0])
         counts = {name: rows.num_rows for name, rows in tables.items()}
-        return Load(ranges, self._warehouse.pack(tables), counts)
+        name = _file_name([(self._held[one.slot].place, one.begins, one.following) for one in ranges])
+        return Load(ranges, self._warehouse.pack(name, tables), counts)
 
     def _land(self, batches: Batches, load: Load) -> dict[str, int]:
         """One transaction. Returns the number of rows by table."""
@@ -265,7 +266,7 @@ class Rows:
         if not load.ranges:
             return {}
         moves = [(self._held[one.slot], one.following) for one in load.ranges]
-        self._warehouse.land(_file_name(moves), load.packed, moves)
+        self._warehouse.land(load.packed, moves)
         for one, (held, following) in zip(load.ranges, moves, strict=True):
             self._held[one.slot] = held._replace(next_offset=following)
             topic = one.slot.topic
@@ -333,11 +334,9 @@ def _offset(message: Message) -> int:
     return offset
 
 
-def _file_name(moves: Sequence[tuple[Position, int]]) -> str:
+def _file_name(ranges: Sequence[tuple[Place, int, int]]) -> str:
     """Says which records are inside, for people; its end makes it the only one of its name."""
-    parts = [
-        f"{held.place.topic_id}-{held.place.partition}-{held.next_offset}-{following}" for held, following in moves
-    ]
+    parts = [f"{place.topic_id}-{place.partition}-{begins}-{following}" for place, begins, following in ranges]
     if len(parts) > 4:
         parts[4:] = [f"and-{len(parts) - 4}-more"]
     # A topic's id is base64: a slash would make folders, and two dashes in its place begin a comment in SQL.

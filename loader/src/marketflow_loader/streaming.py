@@ -124,7 +124,7 @@ class Streaming:
         """As Warehouse.start."""
         self._sql.start(position)
 
-    def pack(self, tables: Mapping[str, pa.Table]) -> list[Batch]:
+    def pack(self, name: str, tables: Mapping[str, pa.Table]) -> list[Batch]:
         """The tables' rows by channel, decimals as Decimal and times as datetime."""
         found: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
         for table, rows in tables.items():
@@ -133,7 +133,7 @@ class Streaming:
                 found.setdefault(key, []).append(row)
         return [Batch(*key, sorted(rows, key=_offset)) for key, rows in found.items()]
 
-    def land(self, name: str, packed: Sequence[Batch], moves: Sequence[tuple[Position, int]]) -> None:
+    def land(self, packed: Sequence[Batch], moves: Sequence[tuple[Position, int]]) -> None:
         """Append what the channels do not have, wait until all is committed, then move the positions.
 
         Raises Moved or Away as Warehouse.land does, and RowsRefused.
@@ -153,7 +153,7 @@ class Streaming:
             # Whatever is on its way is settled by the token that the channel shows when it is opened again.
             self._forget()
             raise Away(f"Snowpipe Streaming: {type(error).__name__}: {error}") from error
-        self._sql.land(name, [], moves)
+        self._sql.land([], moves)
 
     def _opened(self, batch: Batch) -> _Open:
         key = (batch.table, batch.channel)

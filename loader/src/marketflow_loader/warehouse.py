@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -54,33 +55,40 @@ class Position(NamedTuple):
 
 
 class File(NamedTuple):
-    """A table's rows as a Parquet file, in memory."""
+    """A table's rows on their way to the stage."""
 
     table: str
-    data: bytes
+    path: str
     rows: int
+    uploaded: Future[None]
 
 
 class Warehouse:
-    """One session, opened when needed. Every method raises Away when the warehouse does; call it again later."""
+    """Sessions that are opened when needed: one for statements, and one that uploads files meanwhile.
+
+    Every method but ``pack`` raises Away when the warehouse is; call it again later.
+    """
 
     def __init__(self, settings: SnowflakeSettings, step: Step = nothing) -> None:
-        self._settings, self._step = settings, step
-        self._connection: Any = None
+        self._step = step
+        self._statements, self._uploads = _Session(settings, "loader"), _Session(settings, "loader-uploads")
+        self._uploader = ThreadPoolExecutor(1, "uploader")
+        self._pending: list[Future[None]] = []
         # The connector logs each failed attempt with a traceback; Away carries what matters.
         logging.getLogger("snowflake.connector").setLevel(logging.CRITICAL)
 
     @property
     def connected(self) -> bool:
         """Whether a session is open, as far as is known."""
-        return self._connection is not None
+        return self._statements.open
 
     def close(self) -> None:
         """Give the session up; its open transaction, if any, is rolled back by the warehouse."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(Error, OSError):
-                connection.close()
+        self._statements.close()
+        # Whoever packed what still waits to be uploaded packs it anew: it must not pile up while the warehouse is away.
+        pending, self._pending = self._pending, []
+        for upload in pending:
+            upload.cancel()
 
     def positions(self, topics: Collection[str]) -> list[Position]:
         """All positions of topics (full names), those of former topics of the same name too."""
@@ -101,24 +109,32 @@ class Warehouse:
             (*place, position.next_offset, *place),
         )
 
-    def pack(self, tables: Mapping[str, pa.Table]) -> list[File]:
-        """A Parquet file of each table, with decimals as DECIMAL(38,18), for ``land``. Asks nobody."""
+    def pack(self, name: str, tables: Mapping[str, pa.Table]) -> list[File]:
+        """A Parquet file of each table, with decimals as DECIMAL(38,18), for ``land``.
+
+        ``name`` names the files and is used once only. They are on their way to the stage when this returns, while
+        the flush before this one is being loaded: a PUT is no part of a transaction.
+        """
         files = []
         for table, rows in tables.items():
-            files.append(File(table, parquet(rows), rows.num_rows))
+            data = parquet(rows)
             self._step("parquet_written")
+            path = f"{table.lower().replace('.', '/')}/{name}.parquet"
+            files.append(File(table, path, rows.num_rows, self._uploader.submit(self._put, path, data)))
+        self._pending = [one for one in self._pending if not one.done()] + [file.uploaded for file in files]
         return files
 
-    def land(self, name: str, files: Sequence[File], moves: Sequence[tuple[Position, int]]) -> None:
+    def land(self, files: Sequence[File], moves: Sequence[tuple[Position, int]]) -> None:
         """Make the files' rows appear and move each position to its new offset, all or nothing.
 
-        ``name`` names the files and is used once only. Raises Moved if a position is not where ``moves`` says
-        (nothing is written then), Away if the outcome is unknown: read the positions again to learn it.
+        Raises Moved if a position is not where ``moves`` says (nothing is written then), Away if the outcome is
+        unknown: read the positions again to learn it.
         """
         try:
-            paths = [self._put(f"{file.table.lower().replace('.', '/')}/{name}.parquet", file) for file in files]
+            for file in files:
+                file.uploaded.result()
             self._step("put")
-            cursor = self._session().cursor()
+            cursor = self._statements.get().cursor()
             cursor.execute("BEGIN")
             self._step("begun")
             statement, values = compare_and_set(moves)
@@ -127,53 +143,75 @@ class Warehouse:
                 cursor.execute("ROLLBACK")
                 raise Moved(f"{cursor.rowcount} of {len(moves)} positions were where this loader left them")
             self._step("compared")
-            for file, path in zip(files, paths, strict=True):
-                self._copy(cursor, file, path)
+            for file in files:
+                self._copy(cursor, file)
             self._step("copied")
             cursor.execute("COMMIT")
             self._step("committed")
-        except (Error, OSError) as error:
+        except (Error, OSError, CancelledError) as error:
             self.close()
             raise Away(_first_line(error)) from error
 
-    def _put(self, path: str, file: File) -> str:
+    def _put(self, path: str, data: bytes) -> None:
         """Upload a file, from memory: nothing is left on this machine's disk."""
         folder, _, name = path.rpartition("/")
-        cursor = self._session().cursor()
-        # The file's name is given by the URL; its bytes come from the stream.
-        cursor.execute(
-            f"PUT file://{name} @{STAGE}/{folder} AUTO_COMPRESS=FALSE OVERWRITE=TRUE", file_stream=io.BytesIO(file.data)
-        )
-        return path
+        try:
+            # The file's name is given by the URL; its bytes come from the stream.
+            self._uploads.get().cursor().execute(
+                f"PUT file://{name} @{STAGE}/{folder} AUTO_COMPRESS=FALSE OVERWRITE=TRUE", file_stream=io.BytesIO(data)
+            )
+        except (Error, OSError):
+            self._uploads.close()
+            raise
 
-    def _copy(self, cursor: Any, file: File, path: str) -> None:
+    def _copy(self, cursor: Any, file: File) -> None:
         # FORCE: whether the file was loaded before is no question, its name is new; the load history is bypassed.
         # PURGE: the file goes once it is loaded. A rolled back flush puts its rows again under another name.
-        cursor.execute(copy_statement(file.table, path))
+        cursor.execute(copy_statement(file.table, file.path))
         names = [column.name.lower() for column in cursor.description]
         at = names.index("rows_loaded") if "rows_loaded" in names else None
         loaded = sum(int(row[at]) for row in cursor.fetchall()) if at is not None else 0
         if loaded != file.rows:
             cursor.execute("ROLLBACK")
-            raise Away(f"COPY INTO {file.table} loaded {loaded} rows of {file.rows} in {path}; nothing was committed")
+            raise Away(
+                f"COPY INTO {file.table} loaded {loaded} rows of {file.rows} in {file.path}; nothing was committed"
+            )
 
     def _ask(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         try:
-            return list(self._session().cursor().execute(statement, values).fetchall())
+            return list(self._statements.get().cursor().execute(statement, values).fetchall())
         except (Error, OSError) as error:
             self.close()
             raise Away(_first_line(error)) from error
 
-    def _session(self) -> Any:
+
+class _Session:
+    """A connection that is opened when it is asked for."""
+
+    def __init__(self, settings: SnowflakeSettings, name: str) -> None:
+        self._settings, self._name = settings, name
+        self._connection: Any = None
+
+    @property
+    def open(self) -> bool:
+        return self._connection is not None
+
+    def get(self) -> Any:
         if self._connection is None:
             # The connector cancels a statement that takes too long, but goes on waiting for its answer, by default for
             # a minute: from a warehouse that stands still none comes.
             limit = self._settings.network_timeout + 1
             self._connection = snowflake.connector.connect(
-                **self._settings.connect_arguments("loader"), socket_timeout=limit
+                **self._settings.connect_arguments(self._name), socket_timeout=limit
             )
-            _log.info("connected", account=self._settings.account, database=self._settings.database)
+            _log.info("connected", session=self._name, account=self._settings.account, database=self._settings.database)
         return self._connection
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Error, OSError):
+                connection.close()
 
 
 _REPEATING = ["KAFKA_TOPIC", "KAFKA_TOPIC_ID", "SOURCE", "SYMBOL", "EVENT_TYPE", "INTERVAL", "ACCOUNT"]

@@ -12,7 +12,7 @@ from marketflow_common import codec, topics
 from marketflow_common.events import Gap
 from marketflow_loader import schema
 from marketflow_loader.tables import Landing, Row
-from marketflow_loader.warehouse import Away, File, Moved, Place, Position, Warehouse, parquet
+from marketflow_loader.warehouse import Away, Moved, Place, Position, Warehouse
 
 PLACE = Place("ohlcv_raw", "id-1", 0)
 
@@ -24,14 +24,6 @@ def tables_of(first: int, last: int, make: Any) -> dict[str, pa.Table]:
         for offset in range(first, last + 1)
     )
     return landing.tables()
-
-
-def rows_of(first: int, last: int, make: Any) -> list[File]:
-    return pack(tables_of(first, last, make))
-
-
-def pack(tables: dict[str, pa.Table]) -> list[File]:
-    return [File(name, parquet(rows), rows.num_rows) for name, rows in tables.items()]
 
 
 @pytest.fixture
@@ -47,7 +39,7 @@ def landed(tables: Any) -> list[int]:
 
 
 def test_rows_and_position_appear_together(tables: Any, warehouse: Warehouse, trade: Any) -> None:
-    warehouse.land("one", rows_of(0, 9, trade), [(Position(PLACE, 0), 12)])
+    warehouse.land(warehouse.pack("one", tables_of(0, 9, trade)), [(Position(PLACE, 0), 12)])
     assert landed(tables) == list(range(10))
     assert warehouse.positions([PLACE.topic]) == [Position(PLACE, 12)]
     values = tables.ask("SELECT TRADE_ID, PRICE, QTY, BUYER_IS_MAKER, TRADED_AT FROM RAW.TRADES WHERE KAFKA_OFFSET = 6")
@@ -59,12 +51,46 @@ def test_rows_and_position_appear_together(tables: Any, warehouse: Warehouse, tr
 
 
 def test_a_position_that_moved_lands_nothing(tables: Any, warehouse: Warehouse, trade: Any) -> None:
-    warehouse.land("one", rows_of(0, 4, trade), [(Position(PLACE, 0), 5)])
+    warehouse.land(warehouse.pack("one", tables_of(0, 4, trade)), [(Position(PLACE, 0), 5)])
     with pytest.raises(Moved):
-        warehouse.land("two", rows_of(0, 6, trade), [(Position(PLACE, 0), 7)])
+        warehouse.land(warehouse.pack("two", tables_of(0, 6, trade)), [(Position(PLACE, 0), 7)])
     assert landed(tables) == [0, 1, 2, 3, 4]
-    warehouse.land("three", rows_of(5, 6, trade), [(Position(PLACE, 5), 7)])
+    warehouse.land(warehouse.pack("three", tables_of(5, 6, trade)), [(Position(PLACE, 5), 7)])
     assert landed(tables) == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_files_are_uploaded_while_the_flush_before_them_is_in_its_transaction(tables: Any, trade: Any) -> None:
+    second: list[Any] = []
+
+    def step(name: str) -> None:
+        if name == "compared" and not second:
+            second.extend(warehouse.pack("two", tables_of(5, 6, trade)))
+            second[0].uploaded.result(30)
+
+    warehouse = Warehouse(tables.settings, step)
+    warehouse.start(Position(PLACE, 0))
+    warehouse.land(warehouse.pack("one", tables_of(0, 4, trade)), [(Position(PLACE, 0), 5)])
+    assert landed(tables) == [0, 1, 2, 3, 4]
+    warehouse.land(second, [(Position(PLACE, 5), 7)])
+    assert landed(tables) == [0, 1, 2, 3, 4, 5, 6]
+    warehouse.close()
+
+
+def test_what_waits_to_be_uploaded_does_not_pile_up_while_the_warehouse_is_away(
+    tables: Any, cable: Any, trade: Any
+) -> None:
+    far = Warehouse(tables.settings.model_copy(update={"port": cable.port, "network_timeout": 2}))
+    far.start(Position(PLACE, 0))
+    cable.break_at_the_next_answer()
+    waiting = [far.pack(f"try-{i}", tables_of(0, 4, trade))[0].uploaded for i in range(5)]
+    with pytest.raises(Away):
+        far.positions([PLACE.topic])
+    assert waiting[-1].cancelled()
+    cable.mend()
+    assert far.positions([PLACE.topic]) == [Position(PLACE, 0)]
+    far.land(far.pack("after", tables_of(0, 4, trade)), [(Position(PLACE, 0), 5)])
+    far.close()
+    assert landed(tables) == [0, 1, 2, 3, 4]
 
 
 def test_a_position_is_started_once(warehouse: Warehouse) -> None:
@@ -87,7 +113,7 @@ def test_one_of_two_loaders_that_race_lands_and_the_other_is_told(
 
     def race() -> None:
         try:
-            slow.land("slow", rows_of(0, 4, trade), [(Position(PLACE, 0), 5)])
+            slow.land(slow.pack("slow", tables_of(0, 4, trade)), [(Position(PLACE, 0), 5)])
             outcome.append("landed")
         except (Away, Moved) as error:
             outcome.append(type(error).__name__)
@@ -97,7 +123,7 @@ def test_one_of_two_loaders_that_race_lands_and_the_other_is_told(
     assert reached.wait(30)
     # The slow one has changed the position and holds it: nobody else gets past it until it has ended.
     with pytest.raises((Away, Moved)):
-        warehouse.land("fast", rows_of(0, 4, trade), [(Position(PLACE, 0), 5)])
+        warehouse.land(warehouse.pack("fast", tables_of(0, 4, trade)), [(Position(PLACE, 0), 5)])
     go_on.set()
     thread.join(30)
     slow.close()
@@ -114,10 +140,10 @@ def test_a_table_that_refuses_its_rows_keeps_all_others_back(tables: Any, wareho
     feed = both["RAW.FEED_EVENTS"]
     refused = feed.set_column(feed.schema.get_field_index("SYMBOL"), "SYMBOL", pa.array([None], pa.string()))
     with pytest.raises(Away, match="SYMBOL"):
-        warehouse.land("one", pack(both | {"RAW.FEED_EVENTS": refused}), [(Position(PLACE, 0), 6)])
+        warehouse.land(warehouse.pack("one", both | {"RAW.FEED_EVENTS": refused}), [(Position(PLACE, 0), 6)])
     assert landed(tables) == []
     assert warehouse.positions([PLACE.topic]) == [Position(PLACE, 0)]
-    warehouse.land("two", pack(both), [(Position(PLACE, 0), 6)])
+    warehouse.land(warehouse.pack("two", both), [(Position(PLACE, 0), 6)])
     assert landed(tables) == [0, 1, 2, 3, 4]
     assert [offset for _, _, offset in tables.offsets("RAW.FEED_EVENTS")] == [5]
 
@@ -132,7 +158,7 @@ def test_the_position_tells_after_the_answer_to_commit_was_lost(tables: Any, cab
     far = Warehouse(tables.settings.model_copy(update={"port": cable.port, "network_timeout": 2}), step)
     far.start(Position(PLACE, 0))
     with pytest.raises(Away):
-        far.land("one", rows_of(0, 4, trade), [(Position(PLACE, 0), 5)])
+        far.land(far.pack("one", tables_of(0, 4, trade)), [(Position(PLACE, 0), 5)])
     assert not far.connected
     with pytest.raises(Away):
         far.positions([PLACE.topic])
@@ -143,7 +169,7 @@ def test_the_position_tells_after_the_answer_to_commit_was_lost(tables: Any, cab
 
 
 def test_the_schema_applied_again_changes_nothing(tables: Any, warehouse: Warehouse, trade: Any) -> None:
-    warehouse.land("one", rows_of(0, 4, trade), [(Position(PLACE, 0), 5)])
+    warehouse.land(warehouse.pack("one", tables_of(0, 4, trade)), [(Position(PLACE, 0), 5)])
     count = schema.apply(tables.settings, schema.schema_text(), 30)
     assert count > 10
     assert landed(tables) == [0, 1, 2, 3, 4]

@@ -60,10 +60,10 @@ class Memory:
     def start(self, position: Position) -> None:
         self.held.setdefault(position.place, position.next_offset)
 
-    def pack(self, tables: Mapping[str, pa.Table]) -> list[int]:
+    def pack(self, name: str, tables: Mapping[str, pa.Table]) -> list[int]:
         return [offset for table in tables.values() for offset in table["KAFKA_OFFSET"].to_pylist()]
 
-    def land(self, name: str, packed: list[int], moves: Sequence[tuple[Position, int]]) -> None:
+    def land(self, packed: list[int], moves: Sequence[tuple[Position, int]]) -> None:
         fail, self.fail = self.fail, ""
         if fail == "before":
             self.connected = False

@@ -131,7 +131,7 @@ class Sql:
     def __init__(self) -> None:
         self.held, self.connected, self.lose = {PLACE: 0}, True, ""
 
-    def land(self, name: str, files: Sequence[Any], moves: Sequence[tuple[Position, int]]) -> None:
+    def land(self, files: Sequence[Any], moves: Sequence[tuple[Position, int]]) -> None:
         assert not files
         if self.lose == "before the move":
             self.lose = ""
@@ -169,14 +169,14 @@ def packed(streaming: Streaming, *offsets: int) -> Any:
         trade = Trade("test", "S", offset, Decimal("1.5"), Decimal(1), True, 1, 1)
         value = codec.encode(gap if offset % 10 == 0 else trade)
         landing.add([Row(topics.OHLCV_RAW, *PLACE, offset, 1_000, b"S", value)])
-    return streaming.pack(landing.tables())
+    return streaming.pack("name", landing.tables())
 
 
 def land(streaming: Streaming, sql: Sql, *offsets: int) -> None:
     """As the effect does it: whatever has landed by the position is left out."""
     held = sql.held[PLACE]
     fresh = [offset for offset in offsets if offset >= held]
-    streaming.land("name", packed(streaming, *fresh), [(Position(PLACE, held), offsets[-1] + 1)])
+    streaming.land(packed(streaming, *fresh), [(Position(PLACE, held), offsets[-1] + 1)])
 
 
 def test_rows_go_to_the_channel_of_their_table_and_partition_and_the_position_follows(far: Snowflake, sql: Sql) -> None:
@@ -238,10 +238,10 @@ def test_a_loader_whose_channel_was_opened_by_another_lands_nothing_more_by_it(f
     stale = [(Position(PLACE, sql.held[PLACE]), 10)]
     land(new, sql, *range(5, 8))
     with pytest.raises(Away, match="another client"):
-        old.land("name", packed(old, *range(5, 10)), stale)
+        old.land(packed(old, *range(5, 10)), stale)
     # It opens them again, which ends the other's; the tokens keep it from repeating, the position from going ahead.
     with pytest.raises(Moved):
-        old.land("name", packed(old, *range(5, 10)), stale)
+        old.land(packed(old, *range(5, 10)), stale)
     with pytest.raises(Away):
         land(new, sql, *range(8, 12))
     land(new, sql, *range(8, 12))

@@ -155,7 +155,7 @@ class Market:
             if rows:
                 moves.append((Position(place, begin), len(events)))
                 self._landed[topic, partition] = len(events)
-        self._warehouse.land(f"test-{self._appended}", self._warehouse.pack(landing.tables()), moves)
+        self._warehouse.land(self._warehouse.pack(f"test-{self._appended}", landing.tables()), moves)
 
     def close(self) -> None:
         self._warehouse.close()
