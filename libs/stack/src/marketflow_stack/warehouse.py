@@ -72,15 +72,16 @@ class Cursor(FakeSnowflakeCursor):  # type: ignore[misc]  # fakesnow is not foll
             session.used = time.monotonic()
             try:
                 if session.rolled_back:
-                    session.rolled_back = False
-                    # The client learns that its transaction is gone before it can do anything outside of one.
-                    if not command.strip().upper().startswith("ROLLBACK"):
+                    # The client learns that its transaction is gone before it can do anything outside of one; and again
+                    # if it sends the statement once more, because the answer was lost.
+                    if not command.strip().upper().startswith(("ROLLBACK", "BEGIN", "START TRANSACTION")):
                         raise ProgrammingError(
                             msg="the transaction was rolled back by the server because its session was idle for "
-                            "too long; start it again",
+                            "too long, or a statement of it failed; ROLLBACK, or start it again",
                             errno=ABORTED,
                             sqlstate="40000",
                         )
+                    session.rolled_back = False
                 if session.failed and command.strip().upper().startswith("COMMIT"):
                     session.refuse_commit_if_aborted()
                 return super().execute(command, params, *args, **kwargs)
@@ -130,6 +131,7 @@ class Session(FakeSnowflakeConnection):  # type: ignore[misc]
             self._duck_conn.execute("SELECT 1")
         except duckdb.TransactionException as error:
             self._roll_back()
+            self.rolled_back = True
             raise ProgrammingError(
                 msg="nothing was committed: an earlier statement of this transaction failed, which aborts it here",
                 errno=ABORTED,
