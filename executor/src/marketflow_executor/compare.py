@@ -31,7 +31,8 @@ def difference(desk: Desk) -> str | None:
     for order_id in resting:
         if order_id in desk.pending:
             intent = desk.account.open[order_id].intent
-            desk.learn(intent, desk.exchange.ask(intent))
+            if desk.learn(intent, desk.exchange.ask(intent)) in ("unknown", "throttled"):
+                return None  # Where the exchange does not show a young order yet, its lists do not either.
     if before != (desk.account.books, set(desk.account.open)) or not all(
         pending.lost or rests(desk, order_id) for order_id, pending in desk.pending.items()
     ):

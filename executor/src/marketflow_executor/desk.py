@@ -12,7 +12,7 @@ from marketflow_common.events import OrderEvent, OrderIntended, Signal, SignalSk
 from .account import Account
 from .decision import Limits
 from .exchange import Exchange
-from .orders import Answer, Evidence
+from .orders import Answer, Evidence, Verdict
 
 __all__ = ["Broken", "Desk", "Pending", "TermOver"]
 
@@ -70,8 +70,8 @@ class Desk(Protocol):
     def commit(self, events: Sequence[OrderEvent]) -> None:
         """Publish events, all or nothing; the fold follows."""
 
-    def learn(self, intent: OrderIntended, answer: Answer) -> None:
-        """Take in an answer about an open order."""
+    def learn(self, intent: OrderIntended, answer: Answer) -> Verdict:
+        """Take in an answer about an open order. Returns what it comes to."""
 
     def launch(self, *intents: OrderIntended) -> None:
         """Commit an order, or the legs of a list, that follow from no signal; then send."""

@@ -39,7 +39,7 @@ from .decision import Limits, decide, supervised
 from .desk import Broken, Pending, TermOver
 from .exchange import Exchange, Unavailable
 from .fees import priced
-from .orders import Answer, Learned, Throttled, expired, learn
+from .orders import Answer, Learned, Throttled, Verdict, expired, learn
 from .plans import is_protection
 from .resting import Resting
 from .risk import RECONCILER
@@ -380,8 +380,8 @@ class Engine:
                 self.step("asked")
                 self.learn(intent, answer)
 
-    def learn(self, intent: OrderIntended, answer: Answer) -> None:
-        """Take in an answer: record what it tells, and plan what is next."""
+    def learn(self, intent: OrderIntended, answer: Answer) -> Verdict:
+        """Take in an answer: record what it tells, and plan what is next. Returns what it comes to."""
         pending = self.pending[intent.order_id]
         assets = self.account.assets[intent.symbol]
         order, books = self.account.open[intent.order_id], self.account.books
@@ -396,7 +396,7 @@ class Engine:
                 if intent.list_id and order.intent.list_id == intent.list_id and other in self.pending:
                     self.pending[other].due = 0.0  # One leg of a list has ended, so the other has.
             self._done(intent, learned)
-            return
+            return "ended"
         pending.known |= learned.verdict == "open"
         if learned.verdict == "never_arrived":
             pending.lost = learned.reason
@@ -411,6 +411,7 @@ class Engine:
             if learned.events and learned.verdict == "unknown":
                 _log.warning("order_unresolved", order_id=intent.order_id, detail=learned.reason, effect="being asked")
                 self.step("unresolved")
+        return learned.verdict
 
     def _done(self, intent: OrderIntended, learned: Learned) -> None:
         outcome = str(learned.events[-1].__struct_config__.tag).removeprefix("order_") if learned.events else "filled"

@@ -12,13 +12,15 @@ from marketflow_common.events import OrderAccepted
 from marketflow_executor.account import Account
 from marketflow_executor.compare import difference, rests
 from marketflow_executor.desk import Pending
-from marketflow_executor.orders import Evidence, Unknown
+from marketflow_executor.orders import Evidence, Unknown, Verdict
 
 D = Decimal
 USDT = {"USDT": D(1_000)}
 
 
-def desk(balances: list[dict[str, Decimal]], learns: Callable[[Any], None] = lambda desk: None) -> Any:
+def desk(
+    balances: list[dict[str, Decimal]], learns: Callable[[Any], None] = lambda desk: None, verdict: Verdict = "open"
+) -> Any:
     """An account with one order that rests, an exchange that has these balances one after the other."""
     account = Account("main", dict(ASSETS))
     account.apply(OPENED)
@@ -33,9 +35,10 @@ def desk(balances: list[dict[str, Decimal]], learns: Callable[[Any], None] = lam
     )
     made = SimpleNamespace(account=account, exchange=there, pending={order.order_id: Pending(known=True)}, asked=0)
 
-    def learn(intent: Any, answer: Any) -> None:
+    def learn(intent: Any, answer: Any) -> Verdict:
         made.asked += 1
         learns(made)
+        return verdict
 
     made.learn = learn
     return made
@@ -71,6 +74,13 @@ def test_what_an_order_explains_or_what_changes_meanwhile_is_looked_at_again() -
 
     assert difference(desk([{"USDT": D(900)}], half)) is None
     assert difference(desk([{"USDT": D(900)}, {"USDT": D(800)}])) is None
+
+
+def test_while_an_order_cannot_be_asked_for_nothing_is_a_difference_yet() -> None:
+    one = desk([USDT, USDT], verdict="unknown")
+    one.exchange.open_orders = dict
+    assert difference(one) is None
+    assert difference(desk([{"USDT": D(900)}], verdict="throttled")) is None
 
 
 def test_an_order_rests_only_if_nothing_about_it_is_under_way() -> None:
