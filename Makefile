@@ -58,7 +58,8 @@ tests: setup
 # Not in $(or ...), to which each comma begins another choice.
 chaos: SEEDS ?= 101,102,103,104,105,106,107,108,109,110,111,112,113,114,115,116,117,118,119,120
 .PHONY: chaos
-chaos: setup ## Orders and the way to the warehouse through faults and kills, by twenty seeds: SEEDS=1,2,3
+chaos: setup ## Orders and the way to the warehouse through faults and kills, by twenty seeds (SEEDS=1,2,3); new examples of properties
+	$(BIN)/pytest -q -n 2 --hypothesis-profile=explore */tests/unit libs/*/tests/unit tests/test_*_agree.py
 	MARKETFLOW_CHAOS_SEEDS=$(SEEDS) \
 		$(BIN)/pytest -n 2 executor/tests/integration/test_chaos.py loader/tests/integration/test_chaos.py
 
