@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -76,21 +77,16 @@ def test_files_are_uploaded_while_the_flush_before_them_is_in_its_transaction(ta
     warehouse.close()
 
 
-def test_what_waits_to_be_uploaded_does_not_pile_up_while_the_warehouse_is_away(
-    tables: Any, cable: Any, trade: Any
-) -> None:
-    far = Warehouse(tables.settings.model_copy(update={"port": cable.port, "network_timeout": 2}))
-    far.start(Position(PLACE, 0))
-    cable.break_at_the_next_answer()
-    waiting = [far.pack(f"try-{i}", tables_of(0, 4, trade))[0].uploaded for i in range(5)]
-    with pytest.raises(Away):
-        far.positions([PLACE.topic])
-    assert waiting[-1].cancelled()
-    cable.mend()
-    assert far.positions([PLACE.topic]) == [Position(PLACE, 0)]
-    far.land(far.pack("after", tables_of(0, 4, trade)), [(Position(PLACE, 0), 5)])
-    far.close()
-    assert landed(tables) == [0, 1, 2, 3, 4]
+def test_what_waits_to_be_uploaded_is_dropped_with_the_session(tables: Any, trade: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never answers
+        port = silent.getsockname()[1]
+        far = Warehouse(tables.settings.model_copy(update={"port": port, "network_timeout": 2}))
+        files = [far.pack(f"try-{i}", tables_of(0, 4, trade)) for i in range(5)]
+        far.close()
+        assert files[-1][0].uploaded.cancelled()
+        with pytest.raises(Away):
+            far.land(files[-1], [(Position(PLACE, 0), 5)])
+        assert files[0][0].uploaded.exception(120) is not None
 
 
 def test_a_position_is_started_once(warehouse: Warehouse) -> None:
