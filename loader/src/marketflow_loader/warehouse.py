@@ -83,12 +83,13 @@ class Warehouse:
         return self._statements.open
 
     def close(self) -> None:
-        """Give the session up; its open transaction, if any, is rolled back by the warehouse."""
+        """Give the sessions up; an open transaction, if any, is rolled back by the warehouse."""
         self._statements.close()
         # Whoever packed what still waits to be uploaded packs it anew: it must not pile up while the warehouse is away.
-        pending, self._pending = self._pending, []
-        for upload in pending:
+        for upload in self._pending:
             upload.cancel()
+        # By the thread that uses it, behind the upload that is under way.
+        self._pending = [self._uploader.submit(self._uploads.close)]
 
     def positions(self, topics: Collection[str]) -> list[Position]:
         """All positions of topics (full names), those of former topics of the same name too."""
