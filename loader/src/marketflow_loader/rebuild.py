@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import io
 import logging
 import sys
 import time
@@ -18,7 +17,6 @@ from secrets import token_hex
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import snowflake.connector
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from marketflow_common import clock, topics
@@ -28,7 +26,7 @@ from snowflake.connector.errors import Error
 
 from .broker import Broker, NoAnswer
 from .tables import REJECTS, TABLES, Landing, Row
-from .warehouse import STAGE, Place, Step, nothing
+from .warehouse import STAGE, Place, Step, nothing, parquet, put
 
 __all__ = ["Plan", "Rebuild", "Refused", "WrongTable", "main", "table_named"]
 
@@ -283,13 +281,8 @@ class Rebuild:
                 raise Away(f"Kafka gave nothing of {_name(part.place)} from offset {at:,} on for {SILENCE:g} s")
 
     def _put(self, path: str, rows: pa.Table) -> None:
-        data = io.BytesIO()
-        pq.write_table(rows, data, compression="zstd", compression_level=1)
-        data.seek(0)
-        folder, _, file = path.rpartition("/")
-        statement = f"PUT file://{file} @{STAGE}/{folder} AUTO_COMPRESS=FALSE OVERWRITE=TRUE"
         try:
-            self._session().cursor().execute(statement, file_stream=data)
+            put(self._session().cursor(), path, parquet(rows))
         except (Error, OSError) as error:
             raise self._away(error) from None
 

@@ -154,13 +154,8 @@ class Warehouse:
             raise Away(_first_line(error)) from error
 
     def _put(self, path: str, data: bytes) -> None:
-        """Upload a file, from memory: nothing is left on this machine's disk."""
-        folder, _, name = path.rpartition("/")
         try:
-            # The file's name is given by the URL; its bytes come from the stream.
-            self._uploads.get().cursor().execute(
-                f"PUT file://{name} @{STAGE}/{folder} AUTO_COMPRESS=FALSE OVERWRITE=TRUE", file_stream=io.BytesIO(data)
-            )
+            put(self._uploads.get().cursor(), path, data)
         except (Error, OSError):
             self._uploads.close()
             raise
@@ -224,6 +219,14 @@ def parquet(rows: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(rows.combine_chunks(), sink, compression="zstd", compression_level=1, use_dictionary=_REPEATING)
     return bytes(sink.getvalue())
+
+
+def put(cursor: Any, path: str, data: bytes) -> None:
+    """Upload a file to the stage, from memory: nothing is left on this machine's disk."""
+    folder, _, name = path.rpartition("/")
+    # The file's name is given by the URL; its bytes come from the stream.
+    statement = f"PUT file://{name} @{STAGE}/{folder} AUTO_COMPRESS=FALSE OVERWRITE=TRUE"
+    cursor.execute(statement, file_stream=io.BytesIO(data))
 
 
 def copy_statement(table: str, path: str) -> str:
