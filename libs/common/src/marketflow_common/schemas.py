@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import typing
@@ -27,8 +28,15 @@ def generate() -> dict[str, dict[str, Any]]:
         if issubclass(kind, events.Event)
     }
     found = {codec.schema_of(kind): msgspec.json.schema(kind) for kind in sorted(kinds, key=codec.schema_of)}
-    plain: dict[str, dict[str, Any]] = json.loads(msgspec.json.encode(found))
+    plain: dict[str, dict[str, Any]] = json.loads(msgspec.json.encode(found), object_hook=_undented)
     return plain
+
+
+def _undented(schema: dict[str, Any]) -> dict[str, Any]:
+    """Descriptions come from docstrings, which keep their indentation up to Python 3.12 and lose it from 3.13 on."""
+    if isinstance(text := schema.get("description"), str):
+        schema["description"] = inspect.cleandoc(text)
+    return schema
 
 
 def breaking_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
