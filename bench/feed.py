@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,8 +92,18 @@ class Feed:
             mark = Watermark("binance", symbol, start + MINUTE, last, _kline(kline, last))
             self._lines.append(_Line(symbol, partition_of(symbol, PARTITIONS), b"", last, b"", start + MINUTE, mark))
 
-    def publish(self, bootstrap: str, topic: str, rounds: int = 1, pace: Callable[[int], None] | None = None) -> int:
-        """Publish the block ``rounds`` times; returns the number of records. ``pace(records)`` may hold it up."""
+    def publish(
+        self,
+        bootstrap: str,
+        topic: str,
+        rounds: int = 1,
+        pace: Callable[[int], None] | None = None,
+        most: int | None = None,
+    ) -> int:
+        """Publish the block ``rounds`` times, ``most`` records of it; returns their number.
+
+        ``pace(records)`` may hold it up.
+        """
         failed: list[KafkaError] = []
 
         def on_delivery(error: KafkaError | None, _: Message) -> None:
@@ -110,7 +121,7 @@ class Feed:
             }
         )
         sent = 0
-        for symbol, partition, value, headers in self._records(rounds):
+        for symbol, partition, value, headers in islice(self._records(rounds), most):
             while True:
                 try:
                     producer.produce(

@@ -5,6 +5,7 @@ Must never report a figure of rows that were not counted in the warehouse.
 
 from __future__ import annotations
 
+import math
 import secrets
 import sys
 import time
@@ -24,6 +25,7 @@ from marketflow_common.kafka.sink import Slot
 from marketflow_common.settings import KafkaSettings, SnowflakeSettings
 from marketflow_loader import schema
 from marketflow_loader.effect import columns_of
+from marketflow_loader.settings import LoaderSettings
 from marketflow_loader.tables import Landing
 from marketflow_loader.warehouse import Place, parquet
 from marketflow_stack.processes import free_port
@@ -48,8 +50,11 @@ def loading(stand: Stand, plan: Plan) -> list[Row]:
     stand.topics(prefix)
     kafka = KafkaSettings(bootstrap_servers=stand.bootstrap, topic_prefix=prefix)
     feed = Feed(min(plan.trades, BLOCK), plan.replay)
-    rounds = max(1, round(min(plan.trades, ROWS) / feed.trades))
-    records = feed.publish(stand.bootstrap, kafka.topic(topics.OHLCV_RAW), rounds)
+    # Whole flushes: the rest would wait for flush_seconds, which is no work.
+    flush = LoaderSettings.model_fields["flush_rows"].default
+    most = max(flush, min(plan.trades, ROWS) // flush * flush)
+    rounds = math.ceil(most / feed.trades)
+    records = feed.publish(stand.bootstrap, kafka.topic(topics.OHLCV_RAW), rounds, most=most)
     plan.say(f"loader: {records:,} records are on the topic")
     messages = _read(kafka, records)
     warehouse = _warehouse(stand)

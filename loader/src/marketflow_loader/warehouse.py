@@ -98,6 +98,8 @@ class Warehouse:
             f"WHERE KAFKA_TOPIC IN ({', '.join(['%s'] * len(topics))})",
             tuple(sorted(topics)),
         )
+        # Whoever asks will upload soon: no flush is to wait for the session to be opened.
+        self._uploader.submit(self._uploads.get)
         return [Position(Place(topic, topic_id, int(p)), int(offset)) for topic, topic_id, p, offset in rows]
 
     def start(self, position: Position) -> None:
