@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from marketflow_common import events
 from marketflow_operator.audit.judge import judge
 from marketflow_operator.audit.market import minute_text
-from marketflow_operator.audit.model import Evidence, Message, Seen, Where
+from marketflow_operator.audit.model import Evidence, Message, Seen, Where, some_of
 
 Build = Callable[..., Evidence]
 Edit = Callable[..., Evidence]
@@ -65,6 +65,12 @@ def test_the_cut_first_minute_and_the_open_last_one_are_named(world: Build) -> N
     detail = next(check.detail for check in verdict.checks if check.name == "candles_equal_klines")
     assert "ETHUSDT 2024-08-08 23:55 is the cut first minute" in detail
     assert "ETHUSDT 2024-08-08 23:59 is the open last minute" in detail
+
+
+def test_of_a_thousand_remarks_the_first_are_shown_and_the_rest_counted() -> None:
+    assert some_of(["a", "b"]) == "a; b"
+    assert some_of([str(n) for n in range(2000)]) == "0; 1; 2; 3; 4; and 1,995 more"
+    assert some_of([]) == ""
 
 
 def test_a_late_trade_of_a_recorded_gap_is_neither_lost_nor_out_of_order(world: Build, edit: Edit) -> None:

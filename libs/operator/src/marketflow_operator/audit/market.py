@@ -19,7 +19,7 @@ from marketflow_common.numbers import EXACT
 from marketflow_common.topics import ALL, partition_of
 
 from .cuts import Cut, declared_lost
-from .model import Check, Evidence, Exchange, ExchangeTrade, Where, verdict
+from .model import Check, Evidence, Exchange, ExchangeTrade, Where, some_of, verdict
 
 __all__ = [
     "CHECKS",
@@ -285,16 +285,16 @@ def _plain(value: object) -> str:
     return format(value, "f") if isinstance(value, Decimal) else str(value)
 
 
-def _last_revisions(evidence: Evidence, interval: str = "1m") -> dict[tuple[str, int], tuple[Where, Candle]]:
-    """The last word on every window of an interval."""
-    latest: dict[tuple[str, int], tuple[Where, Candle]] = {}
+def _last_revisions(evidence: Evidence, interval: str = "1m") -> dict[str, dict[int, tuple[Where, Candle]]]:
+    """The last word on every window of an interval: by symbol, and then by the window's open time."""
+    latest: dict[str, dict[int, tuple[Where, Candle]]] = defaultdict(dict)
     for seen, candle in evidence.of(Candle):
         if candle.interval != interval:
             continue
-        key = (candle.symbol, candle.open_time)
-        if key not in latest or candle.revision >= latest[key][1].revision:
-            latest[key] = (seen.where, candle)
-    return latest
+        own = latest[candle.symbol]
+        if candle.open_time not in own or candle.revision >= own[candle.open_time][1].revision:
+            own[candle.open_time] = (seen.where, candle)
+    return dict(latest)
 
 
 def candles_equal_klines(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> Check:
@@ -308,14 +308,14 @@ def candles_equal_klines(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> 
     latest = _last_revisions(evidence)
     offenders, notes, due, equal = [], [], 0, 0
     for symbol, cut in cuts.items():
-        feed = exchange.feeds[symbol]
+        feed, own = exchange.feeds[symbol], latest.get(symbol, {})
         if cut.cut_window is not None:
             notes.append(f"{symbol} {minute_text(cut.cut_window)} is the cut first minute")
         if cut.open_window is not None:
             notes.append(f"{symbol} {minute_text(cut.open_window)} is the open last minute")
         for at in cut.windows:
             due += 1
-            found = latest.get((symbol, at))
+            found = own.get(at)
             if found is None:
                 offenders.append(f"{symbol} {minute_text(at)}: no candle")
                 continue
@@ -324,8 +324,9 @@ def candles_equal_klines(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> 
             equal += not wrong
             if wrong:
                 offenders.append(f"{symbol} {minute_text(at)} at {where}: {', '.join(wrong)}")
-        for (name, at), (where, candle) in latest.items():
-            if name != symbol or at in cut.windows:
+        judged = set(cut.windows)
+        for at, (where, candle) in own.items():
+            if at in judged:
                 continue
             if at == cut.cut_window and at in feed.klines:
                 wrong = _candle_problems(candle, feed.klines[at], feed.trades)
@@ -336,11 +337,11 @@ def candles_equal_klines(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> 
     for interval in INTERVALS:
         latest = _last_revisions(evidence, interval) if interval != "1m" else {}
         for symbol, cut in cuts.items():
-            feed = exchange.feeds[symbol]
+            feed, own = exchange.feeds[symbol], latest.get(symbol, {})
             klines = feed.longer.get(interval, {})
             for at in _longer_due(interval, symbol, cut, klines, latest, evidence.from_start):
                 due += 1
-                found = latest.get((symbol, at))
+                found = own.get(at)
                 wrong = ["no candle"] if found is None else _candle_problems(found[1], klines[at], feed.trades)
                 equal += not wrong
                 if wrong:
@@ -348,10 +349,10 @@ def candles_equal_klines(evidence: Evidence, exchange: Exchange, cuts: Cuts) -> 
                     offenders.append(f"{symbol} {interval} {minute_text(at)}{place}: {', '.join(wrong)}")
             offenders += [
                 f"{symbol} {interval} {minute_text(at)} at {where}: the exchange has closed no such kline"
-                for (name, at), (where, _) in latest.items()
-                if name == symbol and at not in klines
+                for at, (where, _) in own.items()
+                if at not in klines
             ]
-    return verdict("candles_equal_klines", due, equal, offenders, "; ".join(notes))
+    return verdict("candles_equal_klines", due, equal, offenders, some_of(notes))
 
 
 def _longer_due(
@@ -359,7 +360,7 @@ def _longer_due(
     symbol: str,
     cut: Cut,
     klines: Mapping[int, Kline],
-    latest: Mapping[tuple[str, int], Any],
+    latest: Mapping[str, Mapping[int, Any]],
     from_start: bool,
 ) -> list[int]:
     """Windows of a longer interval that lie wholly in those judged.
@@ -370,8 +371,7 @@ def _longer_due(
         return []
     first, end = cut.windows[0], cut.windows[-1] + MINUTE
     if not from_start:
-        own = [at for name, at in latest if name == symbol]
-        first = max(first, min(own or [at for _, at in latest]))
+        first = max(first, min(latest.get(symbol) or (at for own in latest.values() for at in own)))
     return [at for at in sorted(klines) if at >= first and at + INTERVALS[interval] <= end]
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "Warehouse",
     "Where",
     "could_not_run",
+    "some_of",
     "verdict",
 ]
 
@@ -233,10 +234,14 @@ class Check:
 def verdict(name: str, expected: int | str, actual: int | str, offenders: Iterable[str] = (), note: str = "") -> Check:
     """A check that holds if expected and actual are the same and nobody offends; names the first offenders."""
     found = list(offenders)
-    shown = "; ".join(found[:SHOWN])
-    if len(found) > SHOWN:
-        shown += f"; and {len(found) - SHOWN} more"
-    return Check(name, expected, actual, not found and expected == actual, "; ".join(filter(None, (shown, note))))
+    detail = "; ".join(filter(None, (some_of(found), note)))
+    return Check(name, expected, actual, not found and expected == actual, detail)
+
+
+def some_of(texts: Sequence[str]) -> str:
+    """The first of them in one line, and how many more there are."""
+    rest = [f"and {len(texts) - SHOWN:,} more"] if len(texts) > SHOWN else []
+    return "; ".join([*texts[:SHOWN], *rest])
 
 
 def could_not_run(name: str, why: str) -> Check:
