@@ -5,9 +5,13 @@ Must never take for a difference what an order of ours explains that has not bee
 
 from __future__ import annotations
 
+from marketflow_common import logs
+
 from .desk import Desk
 
 __all__ = ["difference", "rests"]
+
+_log = logs.get("executor")
 
 
 def rests(desk: Desk, order_id: str) -> bool:
@@ -30,9 +34,13 @@ def difference(desk: Desk) -> str | None:
     before = desk.account.books, set(desk.account.open)
     for order_id in resting:
         if order_id in desk.pending:
-            intent = desk.account.open[order_id].intent
-            if desk.learn(intent, desk.exchange.ask(intent)) in ("unknown", "throttled"):
-                return None  # Where the exchange does not show a young order yet, its lists do not either.
+            order = desk.account.open[order_id]
+            # Where the exchange does not show a young order yet, its lists do not either. An older one that cannot be
+            # asked for excuses nothing: money that is missing halts, whatever else does not answer.
+            young = desk.exchange.now_ms() <= order.deadline_ms + desk.margin_ms
+            if desk.learn(order.intent, desk.exchange.ask(order.intent)) in ("unknown", "throttled") and young:
+                _log.warning("books_differ", detail=found, effect="looked at again", unanswered=order_id)
+                return None
     if before != (desk.account.books, set(desk.account.open)) or not all(
         pending.lost or rests(desk, order_id) for order_id, pending in desk.pending.items()
     ):

@@ -52,6 +52,8 @@ class Desk(Protocol):
 
     account: Account
     pending: dict[str, Pending]
+    margin_ms: int
+    """How late after its deadline the exchange may still come to know an order."""
 
     @property
     def limits(self) -> Limits:

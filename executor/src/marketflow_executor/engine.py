@@ -81,7 +81,7 @@ class Engine:
     ) -> None:
         """``stream``: one that has not begun; it listens for this term only."""
         self._kafka, self.limits, self.exchange, self._health = kafka, limits, exchange, health
-        self._leads, self._margin_ms, self._reconcile_s, self.step = leads, not_found_margin_ms, reconcile_s, step
+        self._leads, self.margin_ms, self._reconcile_s, self.step = leads, not_found_margin_ms, reconcile_s, step
         self._secret, self._stream = command_secret, stream
         self.account = Account(limits.account, {}, limits.convention)
         self._name = f"executor-{limits.account}"
@@ -386,7 +386,7 @@ class Engine:
         assets = self.account.assets[intent.symbol]
         order, books = self.account.open[intent.order_id], self.account.books
         answer = priced(answer, assets, self.exchange)
-        learned = learn(order, answer, books, assets, self._margin_ms, pending.evidence)
+        learned = learn(order, answer, books, assets, self.margin_ms, pending.evidence)
         pending.evidence = learned.evidence
         if learned.events:
             self.commit(learned.events)

@@ -7,6 +7,7 @@ from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from executor_builders import ASSETS, OPENED, intended
 from marketflow_common.events import OrderAccepted
 from marketflow_executor.account import Account
@@ -32,8 +33,10 @@ def desk(
         open_orders=lambda: {order.order_id: "BUY"},
         fills_from=lambda symbol, trade_id: [],
         ask=lambda intent: Unknown("asked"),
+        now_ms=lambda: account.open[order.order_id].deadline_ms,
     )
-    made = SimpleNamespace(account=account, exchange=there, pending={order.order_id: Pending(known=True)}, asked=0)
+    pending = {order.order_id: Pending(known=True)}
+    made = SimpleNamespace(account=account, exchange=there, pending=pending, margin_ms=1_000, asked=0)
 
     def learn(intent: Any, answer: Any) -> Verdict:
         made.asked += 1
@@ -76,11 +79,19 @@ def test_what_an_order_explains_or_what_changes_meanwhile_is_looked_at_again() -
     assert difference(desk([{"USDT": D(900)}, {"USDT": D(800)}])) is None
 
 
-def test_while_an_order_cannot_be_asked_for_nothing_is_a_difference_yet() -> None:
+def test_while_a_young_order_cannot_be_asked_for_nothing_is_a_difference_yet() -> None:
     one = desk([USDT, USDT], verdict="unknown")
     one.exchange.open_orders = dict
     assert difference(one) is None
     assert difference(desk([{"USDT": D(900)}], verdict="throttled")) is None
+
+
+@pytest.mark.parametrize("verdict", ["unknown", "throttled"])
+def test_an_older_order_that_cannot_be_asked_for_does_not_keep_a_difference_from_halting(verdict: Verdict) -> None:
+    one = desk([{"USDT": D(900)}, {"USDT": D(900)}], verdict=verdict)
+    [order] = one.account.open.values()
+    one.exchange.now_ms = lambda: order.deadline_ms + one.margin_ms + 1
+    assert (difference(one) or "").startswith("USDT: the exchange has 900, the books have 1000")
 
 
 def test_an_order_rests_only_if_nothing_about_it_is_under_way() -> None:
