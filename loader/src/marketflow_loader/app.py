@@ -22,6 +22,8 @@ from .warehouse import Away, Step, Warehouse, nothing
 __all__ = ["GROUP", "work"]
 
 GROUP: Final = "loader"
+LEAVE_SECONDS: Final = 5.0
+"""A session is to be closed at the end, but one whose warehouse stands still does not keep this process."""
 _log = logs.get("loader")
 
 
@@ -38,6 +40,8 @@ def work(settings: LoaderSettings, health: Health, stop: threading.Event, step: 
         _wait(warehouse, health, stop)
         if stop.is_set():
             return
+        if isinstance(warehouse, Warehouse):
+            warehouse.warm()
         rows = Rows(settings.kafka, warehouse, Broker(settings.kafka), health, settings.patience_seconds, step)
         limits = Limits(settings.flush_rows, settings.flush_bytes, settings.flush_seconds)
         Sink(settings.kafka, GROUP, topics.ALL, rows, health, limits).run(stop)
@@ -45,7 +49,7 @@ def work(settings: LoaderSettings, health: Health, stop: threading.Event, step: 
         # The connector takes SIGINT for itself while a statement runs. Nothing is lost: the position decides.
         _log.info("stopping", signal="SIGINT", detail="in the middle of a statement")
     finally:
-        warehouse.close()
+        warehouse.close(LEAVE_SECONDS)
 
 
 def _backend(settings: LoaderSettings, step: Step) -> Backend:

@@ -76,7 +76,7 @@ class Backend(Protocol):
     def land(self, packed: Any, moves: Sequence[tuple[Position, int]]) -> None:
         """Make the rows appear and move each position, once whatever happens. Raises Moved."""
 
-    def close(self) -> None: ...
+    def close(self, wait_seconds: float = 0.0) -> None: ...
 
 
 class Range(NamedTuple):

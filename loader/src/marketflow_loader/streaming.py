@@ -111,10 +111,10 @@ class Streaming:
         """Whether the session of the positions is open, as far as is known."""
         return self._sql.connected
 
-    def close(self) -> None:
+    def close(self, wait_seconds: float = 0.0) -> None:
         """Give all channels up, and the session; rows that are not committed are dropped."""
         self._forget()
-        self._sql.close()
+        self._sql.close(wait_seconds)
 
     def positions(self, topics: Collection[str]) -> list[Position]:
         """As Warehouse.positions."""

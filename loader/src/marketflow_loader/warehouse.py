@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -72,7 +74,7 @@ class Warehouse:
     def __init__(self, settings: SnowflakeSettings, step: Step = nothing) -> None:
         self._step = step
         self._statements, self._uploads = _Session(settings, "loader"), _Session(settings, "loader-uploads")
-        self._uploader = ThreadPoolExecutor(1, "uploader")
+        self._uploader = _Uploader()
         self._pending: list[Future[None]] = []
         # The connector logs each failed attempt with a traceback; Away carries what matters.
         logging.getLogger("snowflake.connector").setLevel(logging.CRITICAL)
@@ -80,16 +82,25 @@ class Warehouse:
     @property
     def connected(self) -> bool:
         """Whether a session is open, as far as is known."""
-        return self._statements.open
+        return self._statements.is_open
 
-    def close(self) -> None:
-        """Give the sessions up; an open transaction, if any, is rolled back by the warehouse."""
+    def warm(self) -> None:
+        """Open the session that uploads, so that the first flush does not wait for it."""
+        self._pending.append(self._uploader.submit(self._uploads.open))
+
+    def close(self, wait_seconds: float = 0.0) -> None:
+        """Give the sessions up; an open transaction, if any, is rolled back by the warehouse.
+
+        The session that uploads is given up behind the upload under way, for which this waits so long at most.
+        """
         self._statements.close()
         # Whoever packed what still waits to be uploaded packs it anew: it must not pile up while the warehouse is away.
         for upload in self._pending:
             upload.cancel()
         # By the thread that uses it, behind the upload that is under way.
         self._pending = [self._uploader.submit(self._uploads.close)]
+        if wait_seconds:
+            wait(self._pending, wait_seconds)
 
     def positions(self, topics: Collection[str]) -> list[Position]:
         """All positions of topics (full names), those of former topics of the same name too."""
@@ -98,8 +109,6 @@ class Warehouse:
             f"WHERE KAFKA_TOPIC IN ({', '.join(['%s'] * len(topics))})",
             tuple(sorted(topics)),
         )
-        # Whoever asks will upload soon: no flush is to wait for the session to be opened.
-        self._uploader.submit(self._uploads.get)
         return [Position(Place(topic, topic_id, int(p)), int(offset)) for topic, topic_id, p, offset in rows]
 
     def start(self, position: Position) -> None:
@@ -153,7 +162,8 @@ class Warehouse:
             self._step("committed")
         except (Error, OSError, CancelledError) as error:
             self.close()
-            raise Away(_first_line(error)) from error
+            given_up = "the upload was given up with its session" if isinstance(error, CancelledError) else ""
+            raise Away(given_up or _first_line(error)) from error
 
     def _put(self, path: str, data: bytes) -> None:
         try:
@@ -183,6 +193,31 @@ class Warehouse:
             raise Away(_first_line(error)) from error
 
 
+class _Uploader:
+    """A thread that does one thing after the other.
+
+    No pool: at exit Python waits for a pool's threads, for as long as a warehouse that stands still keeps them.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: SimpleQueue[tuple[Future[None], Callable[..., None], tuple[Any, ...]]] = SimpleQueue()
+        threading.Thread(target=self._run, name="uploader", daemon=True).start()
+
+    def submit(self, do: Callable[..., None], *values: Any) -> Future[None]:
+        future: Future[None] = Future()
+        self._waiting.put((future, do, values))
+        return future
+
+    def _run(self) -> None:
+        while True:
+            future, do, values = self._waiting.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(do(*values))
+                except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+                    future.set_exception(error)
+
+
 class _Session:
     """A connection that is opened when it is asked for."""
 
@@ -191,8 +226,11 @@ class _Session:
         self._connection: Any = None
 
     @property
-    def open(self) -> bool:
+    def is_open(self) -> bool:
         return self._connection is not None
+
+    def open(self) -> None:
+        self.get()
 
     def get(self) -> Any:
         if self._connection is None:

@@ -81,10 +81,12 @@ def test_what_waits_to_be_uploaded_is_dropped_with_the_session(tables: Any, trad
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never answers
         port = silent.getsockname()[1]
         far = Warehouse(tables.settings.model_copy(update={"port": port, "network_timeout": 2}))
+        silent.settimeout(60)
         files = [far.pack(f"try-{i}", tables_of(0, 4, trade)) for i in range(5)]
-        far.close()
+        with silent.accept()[0]:  # the first is under way
+            far.close()
         assert files[-1][0].uploaded.cancelled()
-        with pytest.raises(Away):
+        with pytest.raises(Away, match="given up with its session"):
             far.land(files[-1], [(Position(PLACE, 0), 5)])
         assert files[0][0].uploaded.exception(120) is not None
 
