@@ -31,10 +31,9 @@ from marketflow_stack.stack import StackConfig, open_market, running, specs, sta
 from marketflow_stack.state import StackState
 from marketflow_stack.supervisor import Event
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from . import commanding
+from . import asking, commanding
 from . import demo as demonstration
 from . import doctor as examination
 from . import reconcile as reconciliation
@@ -283,7 +282,7 @@ def tell(event: Event) -> None:
 @app.command(epilog=CODES)
 @guarded
 def status(as_json: AsJson = False, state: State = None) -> int:
-    """Say what runs, where, and how it is."""
+    """Say what runs, where, and how it is: each part that can be asked is, for at most two seconds."""
     found = running(state_folder(state))
     if found is None:
         out.print(
@@ -291,12 +290,14 @@ def status(as_json: AsJson = False, state: State = None) -> int:
         )
         return WRONG
     stack, config = found
-    well = all(entry.phase in ("ready", "done") for entry in stack.processes)
+    conditions = asking.look(stack.processes)
+    well = all(condition.well for condition in conditions.values())
     if as_json:
         rows = [
             {
                 "name": e.name,
                 "phase": e.phase,
+                **vars(conditions[e.name]),
                 "pid": e.process.pid if e.process else None,
                 "restarts": e.restarts,
                 "url": e.url,
@@ -306,14 +307,17 @@ def status(as_json: AsJson = False, state: State = None) -> int:
         ]
         out.print(json.dumps({"running": True, "well": well, "market": config.market, "processes": rows}, indent=1))
         return HOLDS if well else WRONG
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("process", "phase", "pid", "restarts", "where"):
-        table.add_column(column)
+    # No table: on a narrow terminal it would cut off the reason.
+    line = "{:18}{:11}{:>8}  {:>8}  {:23}".format
+    out.print(Text(line("process", "state", "pid", "restarts", "where"), "bold"))
     for e in stack.processes:
-        style = "green" if e.phase in ("ready", "done") else "bold red"
+        condition = conditions[e.name]
+        style = "bold red" if not condition.well else "yellow" if condition.trading not in (None, "ACTIVE") else "green"
         pid = str(e.process.pid) if e.process else "-"
-        table.add_row(e.name, Text(e.phase, style), pid, str(e.restarts), e.url)
-    out.print(table)
+        text = Text(f"{line(e.name, condition.state, pid, e.restarts, e.url)} {condition.note}".rstrip())
+        text.stylize(style, 18, 18 + len(condition.state))
+        text.stylize(style, 72)
+        out.print(text)
     return HOLDS if well else WRONG
 
 
