@@ -129,23 +129,29 @@ class _Trace:
         """Order id, account and events of what is meant. Raises Unknown."""
         number = int(wanted) if wanted.isdecimal() and len(wanted) < 19 else None
 
+        others: set[str] = set()
+
         def meant(event: Any) -> bool:
-            if account is not None and event.account != account:
+            if getattr(event, "order_id", None) != wanted and (
+                number is None or getattr(event, "exchange_order_id", None) != number
+            ):
                 return False
-            return getattr(event, "order_id", None) == wanted or (
-                number is not None and getattr(event, "exchange_order_id", None) == number
-            )
+            if account is not None and event.account != account:
+                others.add(event.account)
+                return False
+            return True
 
         condition, values = "ORDER_ID = %s", list[Any]([wanted])
         if number is not None:
             condition, values = "(ORDER_ID = %s OR EXCHANGE_ORDER_ID = %s)", [wanted, number]
+        anyones, of_any = condition, values
         if account is not None:
             condition, values = f"{condition} AND ACCOUNT = %s", [*values, account]
         rows = self._rows(ORDERS, ORDER_EVENTS, condition, *values)
         known: list[str] = []
 
         def heard(event: Any) -> bool:
-            if isinstance(event, OrderIntended):
+            if isinstance(event, OrderIntended) and account in (None, event.account):
                 known.append(event.order_id)
             return meant(event)
 
@@ -157,7 +163,13 @@ class _Trace:
         records = self._records(ORDERS, ORDER_EVENTS, seen, rows)
         orders = {(r.event.order_id, r.event.account, r.event.symbol) for r in records}
         if not orders:
-            raise Unknown(f"there is no order {wanted!r}{self._near(wanted, known)}")
+            none = f"there is no order {wanted!r}" + (f" of account {account!r}" if account is not None else "")
+            if account is not None:
+                # Kafka may no longer have it, or not be there to be asked.
+                others |= {str(row["ACCOUNT"]) for row in self._rows(ORDERS, ORDER_EVENTS, anyones, *of_any)}
+            if others:
+                raise Unknown(f"{none}; it is of account {', '.join(sorted(others))}")
+            raise Unknown(f"{none}{self._near(wanted, account, known)}")
         if len(orders) > 1:
             names = "; ".join(f"{order} of account {who} ({symbol})" for order, who, symbol in sorted(orders))
             raise Unknown(f"{wanted} may be any of these: {names}. Name its client order id, or --account")
@@ -181,13 +193,15 @@ class _Trace:
             found += log.read(ORDER_EVENTS, partition, meant, landed)
         return found
 
-    def _near(self, wanted: str, known: Iterable[str]) -> str:
+    def _near(self, wanted: str, account: str | None, known: Iterable[str]) -> str:
         names = set(list(known)[-NEAR:])
+        mine, values = ("AND ACCOUNT = %s ", [account]) if account is not None else ("", [])
         try:
             if self._positions is not None:
                 rows = self._session.rows(
-                    f"SELECT ORDER_ID FROM {ORDERS} WHERE EVENT_TYPE = 'order_intended' "
-                    f"ORDER BY KAFKA_APPENDED_AT DESC LIMIT {NEAR}"
+                    f"SELECT ORDER_ID FROM {ORDERS} WHERE EVENT_TYPE = 'order_intended' {mine}"
+                    f"ORDER BY KAFKA_APPENDED_AT DESC LIMIT {NEAR}",
+                    *values,
                 )
                 names |= {str(r["ORDER_ID"]) for r in rows}
         except CannotRead as error:
@@ -196,7 +210,8 @@ class _Trace:
         near += [name for name in sorted(names) if wanted in name and name not in near][:3]
         if near:
             return f"; did you mean {', '.join(near)}?"
-        return f"; {len(names):,} orders are known" if names else "; no order is known at all"
+        whose = " of it" if account is not None else ""
+        return f"; {len(names):,} orders{whose} are known" if names else f"; no order{whose} is known at all"
 
     # --- what led to it ------------------------------------------------------------------------------
 

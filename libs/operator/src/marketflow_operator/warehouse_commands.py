@@ -67,6 +67,9 @@ def trace(
     says. 0: the chain is whole; 1: something does not fit; 3: something could not be read.
     """
     mention(check_environment())
+    order = order.strip()
+    if not order:
+        raise WrongUsage("ORDER is empty: it is a client order id (mf-…), or the exchange's number of the order")
     _, places = look_at(state, kafka)
     try:
         with progress(as_json) as say:

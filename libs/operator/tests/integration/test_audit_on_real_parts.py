@@ -338,6 +338,21 @@ def test_every_fill_is_followed_back_to_its_trades(still: Stack) -> None:
     assert f"there is no order '{fill.order_id}x'; did you mean {fill.order_id}" in done.output
 
 
+def test_an_order_of_another_account_is_said_to_be_its(still: Stack) -> None:
+    fill = filled(still)[0]
+    nowhere = ("--kafka", f"127.0.0.1:{free_port()}")
+    for order, whose, more, said in (
+        (fill.order_id, "other", (), "; it is of account main\n"),
+        (fill.order_id, "other", nowhere, "; it is of account main\n"),  # the warehouse knows as well
+        (f"{fill.order_id}x", "other", (), "; no order of it is known at all\n"),
+        (f"{fill.order_id}x", "main", (), f"; did you mean {fill.order_id}"),
+    ):
+        state = ("--state", str(still.config.state))
+        done = CliRunner().invoke(app, ["trace", order, "--account", whose, *state, *more])
+        assert done.exit_code == 2
+        assert f"there is no order '{order}' of account '{whose}'{said}" in done.output
+
+
 @contextmanager
 def without_row(stack: Stack, run: Callable[..., Any], record: dict[str, Any]) -> Iterator[str]:
     """The row of a record of a chain is deleted, and put back as it was; its coordinates."""

@@ -74,6 +74,15 @@ def test_without_a_broker_or_a_warehouse_it_is_said_in_one_line(
         assert said in text
 
 
+@pytest.mark.parametrize("order", ["", " "])
+def test_an_order_without_a_name_is_wrong_usage(run: Any, order: str) -> None:
+    code, text = run("trace", order)
+    assert code == cli.USAGE
+    assert text == (
+        "marketflow: ORDER is empty: it is a client order id (mf-…), or the exchange's number of the order\n"
+    )
+
+
 def test_files_whose_ids_do_not_go_on_are_told() -> None:
     files = [
         Outcome("a", "landed", 10, 1, 10),
