@@ -470,6 +470,7 @@ def command(
     Writes a record to trading_signals, signed with MARKETFLOW_EXECUTOR_COMMAND_SECRET or the file named by
     _COMMAND_SECRET_FILE, which the executor must have as well. A halt needs no secret. What the executor makes of it
     is a trading_state_changed with the command's id in order_events, and a message of the notifier.
+    An account that order_events does not know, while it knows others, is given nothing but a halt, and that is said.
     """
     if action not in ACTIONS:
         raise WrongUsage(f"ACTION is {action!r}: it is one of {', '.join(ACTIONS)}")
@@ -479,15 +480,28 @@ def command(
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", name):
         raise WrongUsage(f"--account (MARKETFLOW_EXECUTOR_ACCOUNT) is {name!r}: letters, digits, - and _, at most 32")
     _, places = look_at(state, kafka)
+    halting = ACTIONS[action] == "halt"
     # A halt must not fail for a file that cannot be read: it needs no signature.
-    secret = "" if ACTIONS[action] == "halt" else access.read("command_secret")
+    secret = "" if halting else access.read("command_secret")
+    if not halting and (known := commanding.others(places.kafka, name)):
+        return fail(f"{_no_account(name, known)}; nothing was given", CANNOT)
     made = commanding.compose(ACTIONS[action], name, reason, secret, clock.now_us())
     where = commanding.publish(places.kafka, made)
     if as_json:
         out.print(json.dumps({"id": made.id, "account": name, "action": made.action, "where": where}))
     else:
         out.print(f"{made.action} of {name} is given: command {made.id} at {where}{'' if secret else ', unsigned'}")
+    # Asked only now: no question may hold up a halt.
+    try:
+        if halting and (known := commanding.others(places.kafka, name)):
+            return fail(f"{_no_account(name, known)}; the halt was given all the same", CANNOT)
+    except CannotRead as error:
+        mention([f"whether there is an account {name!r} could not be looked up: {error}"])
     return HOLDS
+
+
+def _no_account(name: str, known: Iterable[str]) -> str:
+    return f"order_events has no account {name!r}, it has {', '.join(known)}; name one of them with --account"
 
 
 @app.command(epilog=CODES)

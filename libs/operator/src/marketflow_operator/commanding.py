@@ -20,7 +20,7 @@ from marketflow_common.settings import KafkaSettings
 
 from .audit.topics import CannotRead, answers
 
-__all__ = ["LIFETIME_US", "compose", "publish"]
+__all__ = ["LIFETIME_US", "compose", "others", "publish"]
 
 LIFETIME_US: Final = 60_000_000
 """What loosens or sells must be honoured while whoever asked for it still looks on."""
@@ -37,6 +37,26 @@ def compose(action: Action, account: str, reason: str, secret: str, now_us: int)
     return signed(
         Command(number, account, action, f"{user}@{socket.gethostname()}", now_us, expires_at, "", reason), secret
     )
+
+
+def others(kafka: KafkaSettings, account: str) -> list[str]:
+    """The accounts that order_events knows if this one is not among them, else none. Raises CannotRead."""
+    answers(kafka)
+    found: set[str] = set()
+    try:
+        partitions = client.partition_count(kafka, topics.ORDER_EVENTS)
+        # The account's own partition begins with its opening: an account that is known is found at once.
+        own = topics.partition_of(account, partitions)
+        for partition in sorted(range(partitions), key=lambda one: one != own):
+            for record in client.read_range(kafka, topics.ORDER_EVENTS, partition, 0):
+                if record.event.account == account:
+                    return []
+                found.add(record.event.account)
+    except client.FatalKafkaError as error:
+        raise CannotRead(str(error)) from None
+    except KafkaException as error:
+        raise CannotRead(f"Kafka at {kafka.bootstrap_servers}: {error.args[0].str()}") from None
+    return sorted(found)
 
 
 def publish(kafka: KafkaSettings, command: Command) -> str:

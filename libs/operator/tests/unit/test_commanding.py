@@ -11,6 +11,7 @@ from marketflow_common.commands import genuine
 from marketflow_common.events import Command
 from marketflow_common.settings import KafkaSettings
 from marketflow_operator import cli, commanding
+from marketflow_operator.audit.topics import CannotRead
 from marketflow_stack.processes import free_port
 
 SECRET = "the-operators-secret"
@@ -26,6 +27,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> list[Command]:
         return "trading_signals/1@7"
 
     monkeypatch.setattr(commanding, "publish", publish)
+    monkeypatch.setattr(commanding, "others", lambda *_: [])
     return found
 
 
@@ -76,6 +78,39 @@ def test_a_command_that_reaches_no_broker_could_not_be_given(run: Any) -> None:
     code, text = run("command", "halt", "--kafka", nowhere)
     assert code == cli.CANNOT
     assert f"no Kafka broker answers at {nowhere}" in text
+
+
+def test_an_account_that_nobody_knows_is_given_nothing_but_a_halt(
+    run: Any, published: list[Command], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def others(_: KafkaSettings, account: str) -> list[str]:
+        asked.append(len(published))
+        return ["main", "savings"]
+
+    monkeypatch.setattr(commanding, "others", others)
+    code, text = run("command", "halt", "--account", "mian")
+    assert (code, [made.account for made in published], asked) == (cli.CANNOT, ["mian"], [1])  # given, then asked
+    assert "marketflow: order_events has no account 'mian', it has main, savings; name one" in text
+    for action in ("resume", "reduce-only", "flatten"):
+        code, text = run("command", action, "--account", "mian")
+        assert (code, len(published), text.count("\n")) == (cli.CANNOT, 1, 1)
+        assert "it has main, savings" in text
+
+
+def test_a_halt_is_a_success_though_nobody_can_say_whose_account_it_is(
+    run: Any, published: list[Command], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def others(*_: object) -> list[str]:
+        raise CannotRead("Kafka is away")
+
+    monkeypatch.setattr(commanding, "others", others)
+    code, text = run("command", "halt")
+    assert (code, len(published)) == (0, 1)
+    assert "could not be looked up: Kafka is away" in text
+    assert run("command", "resume")[0] == cli.CANNOT
+    assert len(published) == 1
 
 
 def test_no_two_commands_have_the_same_id() -> None:
