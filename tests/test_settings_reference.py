@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 from marketflow_aggregator.settings import AggregatorSettings
 from marketflow_common.settings import KafkaSettings, ServiceSettings, SnowflakeSettings, describe
 from marketflow_executor.settings import ExecutorSettings
@@ -22,6 +23,7 @@ from marketflow_operator.settings import StackSettings
 from marketflow_simulator.settings import PREFIX as SIMULATOR
 from marketflow_simulator.settings import Settings as SimulatorSettings
 from marketflow_simulator.settings import _shown as simulator_default
+from marketflow_stack.stack import Ports
 from marketflow_strategy.settings import Settings as StrategySettings
 
 ROOT = Path(__file__).parents[1]
@@ -155,3 +157,8 @@ def test_every_setting_has_a_meaning_and_one_prefix() -> None:
 def test_no_two_programs_listen_on_the_same_port_by_default() -> None:
     ports = [s.default for section in sections() for s in section.settings if s.name.endswith("_HTTP_PORT")]
     assert len(set(ports)) == len(ports) == len(SERVICES)
+
+
+def test_dbt_looks_for_the_local_warehouse_where_make_up_has_it() -> None:
+    dev = yaml.safe_load((ROOT / "dbt" / "profiles.yml").read_text())["marketflow"]["outputs"]["dev"]
+    assert f"'MARKETFLOW_SNOWFLAKE_PORT', '{Ports().warehouse}'" in dev["port"]
