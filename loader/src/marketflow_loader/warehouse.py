@@ -82,11 +82,11 @@ class Warehouse:
     @property
     def connected(self) -> bool:
         """Whether a session is open, as far as is known."""
-        return self._statements.is_open
+        return self._statements.open
 
     def warm(self) -> None:
         """Open the session that uploads, so that the first flush does not wait for it."""
-        self._pending.append(self._uploader.submit(self._uploads.open))
+        self._pending.append(self._uploader.submit(self._uploads.get))
 
     def close(self, wait_seconds: float = 0.0) -> None:
         """Give the sessions up; an open transaction, if any, is rolled back by the warehouse.
@@ -160,10 +160,12 @@ class Warehouse:
             self._step("copied")
             cursor.execute("COMMIT")
             self._step("committed")
-        except (Error, OSError, CancelledError) as error:
+        except CancelledError:
             self.close()
-            given_up = "the upload was given up with its session" if isinstance(error, CancelledError) else ""
-            raise Away(given_up or _first_line(error)) from error
+            raise Away("the upload was given up with its session") from None
+        except (Error, OSError) as error:
+            self.close()
+            raise Away(_first_line(error)) from error
 
     def _put(self, path: str, data: bytes) -> None:
         try:
@@ -226,11 +228,8 @@ class _Session:
         self._connection: Any = None
 
     @property
-    def is_open(self) -> bool:
+    def open(self) -> bool:
         return self._connection is not None
-
-    def open(self) -> None:
-        self.get()
 
     def get(self) -> Any:
         if self._connection is None:
