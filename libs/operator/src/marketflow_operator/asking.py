@@ -9,17 +9,14 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpx
-from marketflow_stack.stack import SERVICES
 from marketflow_stack.state import ProcessState
 
 __all__ = ["Condition", "look"]
 
 SECONDS: Final = 2.0
-PATHS: Final = {"warehouse": "/health", "recorder": "/health", "simulator": "/sim/health"} | dict.fromkeys(
-    SERVICES, "/readyz"
-)
 
 
 @dataclass(frozen=True)
@@ -49,12 +46,11 @@ def look(processes: Iterable[ProcessState]) -> dict[str, Condition]:
 
 
 def _ask(http: httpx.Client, entry: ProcessState) -> Condition:
-    part, _, number = entry.name.rpartition("-")  # a second instance is "aggregator-2"
-    path = PATHS.get(part if number.isdecimal() else entry.name)
-    if path is None or entry.phase != "ready":
+    if not entry.ready or entry.phase != "ready":
         return Condition(entry.phase)
+    path = urlsplit(entry.ready).path
     try:
-        answer = http.get(entry.url + path)
+        answer = http.get(entry.ready)
     except httpx.HTTPError as error:
         return Condition("no answer", f"{path}: {type(error).__name__}")
     said = _said(answer)

@@ -49,13 +49,15 @@ def frozen() -> Iterator[Callable[[], str]]:
 @pytest.fixture
 def running(tmp_path: Path) -> Callable[..., None]:
     """Write down a stack of these processes (name: phase, URL) as one that this process supervises."""
+    paths = {"warehouse": "/health", "recorder": "/health", "simulator": "/sim/health"}
 
     def write(**parts: tuple[str, str]) -> None:
         config = StackConfig(state=tmp_path / "state")
         config.run.mkdir(parents=True)
         processes = [
-            ProcessState(name.replace("_", "-"), phase, None, 0, {}, url, f"{name}.log")
+            ProcessState(name.replace("_", "-"), phase, None, 0, {}, url, f"{name}.log", ready=ready)
             for name, (phase, url) in parts.items()
+            for ready in [url + paths.get(name, "/readyz") if url.startswith("http") else ""]
         ]
         StackState.of_this_process(processes, {"config": config.to_json()}).write(config.run)
 

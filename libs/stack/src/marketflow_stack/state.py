@@ -24,6 +24,7 @@ class ProcessState:
     """One process: its phase (see supervisor.Phase), identity if it runs, and where to reach it.
 
     `restarts` are those by this supervisor after a crash; `starts` are all in this folder, former supervisors' too.
+    `ready` is the URL that answers 200 while it can do its work, empty if it has none.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ProcessState:
     url: str
     log: str
     starts: int = 0
+    ready: str = ""
 
 
 @dataclass(frozen=True)

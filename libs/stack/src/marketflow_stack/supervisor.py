@@ -384,6 +384,7 @@ def _state(child: _Child, starts: Mapping[str, int]) -> ProcessState:
         ports=dict(child.spec.ports),
         url=child.spec.url,
         log=str(child.spec.log),
+        ready=child.spec.ready if isinstance(child.spec.ready, str) else "",
     )
 
 
